@@ -1,0 +1,3 @@
+"""The collector process: HTTP in, settings, commands."""
+
+__version__ = "0.1.0"

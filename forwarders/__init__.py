@@ -1,0 +1,1 @@
+"""One destination per module, and the flusher that feeds them from the spool."""

@@ -1,0 +1,1 @@
+"""An append-only log of opaque records that survives crashes."""

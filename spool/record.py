@@ -1,0 +1,194 @@
+"""The bytes of a segment: its header, and the frame around each record. Pure functions.
+
+All numbers are little-endian. A segment begins with 64 bytes:
+
+    magic        8 bytes   89 45 56 53 50 4c 0d 0a
+    version      u16       1
+    header_len   u16       bytes before the first record; what follows the 64 is for later versions
+    flags        u32       0; later: checksum and cipher
+    uuid        16 bytes   names the segment, and seeds every checksum in it
+    created_ns   u64       wall clock, nanoseconds since 1970
+    first_seq    u64       how many segments this process made before this one
+    pid          u32       for a person; nothing depends on it
+    reserved     8 bytes   0
+    crc          u32       CRC-32 of the 60 bytes before it
+
+Each record is 44 bytes of header and its payload:
+
+    sync         4 bytes   e5 1f 52 63
+    payload_len  u32       bytes of payload
+    payload_crc  u32       CRC-32 of the payload, seeded
+    offset       u64       where this header begins in its file
+    received_ns  u64       wall clock, nanoseconds since 1970
+    event_count  u32       events in the payload; in a seal: events in the segment
+    ordinal      u32       how many events of the segment come before this record
+    type         u8        1 data, 2 seal, 3 moved
+    codec        u8        0; later: compression
+    reserved     u16       0
+    header_crc   u32       CRC-32 of the 40 bytes before it, seeded
+
+Why the seed (the CRC-32 of the segment's uuid) and the own offset: stale blocks of a deleted file, a
+segment sent as somebody's payload, and shifted or doubled ranges never pass for records.
+
+A *seal* is the last record of a complete segment; its payload is the u64 offset of its own header.
+A *moved* record was written before, somewhere else; its payload begins with where:
+
+    uuid        16 bytes   the segment in which it was first accepted
+    offset       u64       the record there
+    count        u32       how many of that record's events are kept here; 0: all of them
+    indexes      u32 each  which ones
+"""
+
+import enum
+import struct
+import zlib
+from typing import NamedTuple
+
+MAGIC = b"\x89EVSPL\r\n"
+VERSION = 1
+SYNC = b"\xe5\x1fRc"
+PAYLOAD_MAX_BYTES = 32 * 1024 * 1024
+EVENTS_MAX = 1_000_000
+
+_SEGMENT = struct.Struct("<8sHHI16sQQI8xI")
+_RECORD = struct.Struct("<4sIIQQIIBBHI")
+_RECORD_HEAD = struct.Struct("<4sIIQQIIBBH")
+_MOVED = struct.Struct("<16sQI")
+_U64 = struct.Struct("<Q")
+SEGMENT_HEADER_BYTES = _SEGMENT.size
+RECORD_HEADER_BYTES = _RECORD.size
+
+
+class RecordType(enum.IntEnum):
+    """What a record is."""
+
+    DATA = 1
+    SEAL = 2
+    MOVED = 3
+
+
+class SegmentHeader(NamedTuple):
+    """The first 64 bytes of a segment."""
+
+    uuid: bytes
+    created_ns: int
+    first_seq: int = 0
+    pid: int = 0
+    flags: int = 0
+    version: int = VERSION
+    header_len: int = SEGMENT_HEADER_BYTES
+
+
+class RecordHeader(NamedTuple):
+    """The 44 bytes before a payload."""
+
+    offset: int
+    payload_len: int
+    payload_crc: int
+    received_ns: int
+    event_count: int
+    ordinal: int
+    type: int
+    codec: int
+
+    @property
+    def end(self) -> int:
+        """Where the next record begins."""
+        return self.offset + RECORD_HEADER_BYTES + self.payload_len
+
+
+class Origin(NamedTuple):
+    """Where a record was first accepted, and which of its events are meant (empty: all)."""
+
+    uuid: bytes
+    offset: int
+    indexes: tuple[int, ...] = ()
+
+
+def seed_of(uuid: bytes) -> int:
+    """The number every checksum of a segment starts from."""
+    return zlib.crc32(uuid)
+
+
+def encode_segment_header(header: SegmentHeader) -> bytes:
+    """Pack a segment header."""
+    head = _SEGMENT.pack(
+        MAGIC, header.version, header.header_len, header.flags,
+        header.uuid, header.created_ns, header.first_seq, header.pid, 0,
+    )[:-4]  # fmt: skip
+    return head + zlib.crc32(head).to_bytes(4, "little")
+
+
+def decode_segment_header(data: bytes | memoryview) -> SegmentHeader | None:
+    """Unpack a segment header; None when it is damaged or no segment header at all."""
+    if len(data) < SEGMENT_HEADER_BYTES:
+        return None
+    fields = _SEGMENT.unpack_from(data)
+    magic, version, header_len, flags, uuid, created_ns, first_seq, pid, crc = fields
+    if magic != MAGIC or zlib.crc32(data[: SEGMENT_HEADER_BYTES - 4]) != crc:
+        return None
+    return SegmentHeader(uuid, created_ns, first_seq, pid, flags, version, header_len)
+
+
+def encode_record(
+    payload: bytes,
+    *,
+    seed: int,
+    offset: int,
+    received_ns: int,
+    event_count: int,
+    ordinal: int,
+    type: RecordType = RecordType.DATA,
+) -> bytes:
+    """The header that goes before ``payload`` at ``offset``; the payload itself is not copied."""
+    head = _RECORD_HEAD.pack(
+        SYNC, len(payload), zlib.crc32(payload, seed), offset, received_ns, event_count, ordinal, type, 0, 0
+    )
+    return head + zlib.crc32(head, seed).to_bytes(4, "little")
+
+
+def decode_record_header(
+    data: bytes | memoryview, at: int, seed: int, *, offset: int | None = None
+) -> RecordHeader | None:
+    """Unpack the record header at ``data[at:]``; None unless every check of it holds.
+
+    ``offset`` is the file offset of that byte, when ``data`` does not begin at the file's first.
+    """
+    if at + RECORD_HEADER_BYTES > len(data):
+        return None
+    sync, length, payload_crc, own, received_ns, count, ordinal, type_, codec, _, header_crc = _RECORD.unpack_from(
+        data, at
+    )
+    if sync != SYNC or own != (at if offset is None else offset):
+        return None
+    if zlib.crc32(data[at : at + RECORD_HEADER_BYTES - 4], seed) != header_crc:
+        return None
+    return RecordHeader(own, length, payload_crc, received_ns, count, ordinal, type_, codec)
+
+
+def payload_is_whole(header: RecordHeader, payload: bytes | memoryview, seed: int) -> bool:
+    """Whether ``payload`` is what was written under ``header``."""
+    return len(payload) == header.payload_len and zlib.crc32(payload, seed) == header.payload_crc
+
+
+def encode_seal(offset: int) -> bytes:
+    """The payload of the seal record at ``offset``."""
+    return _U64.pack(offset)
+
+
+def encode_moved(origin: Origin, payload: bytes) -> bytes:
+    """The payload of a moved record: where it came from, then what it is."""
+    head = _MOVED.pack(origin.uuid, origin.offset, len(origin.indexes))
+    return b"".join((head, struct.pack(f"<{len(origin.indexes)}I", *origin.indexes), payload))
+
+
+def decode_moved(payload: bytes | memoryview) -> tuple[Origin, bytes]:
+    """Undo `encode_moved`. Errors: ValueError when the counts do not fit the bytes."""
+    if len(payload) < _MOVED.size:
+        raise ValueError("a moved record is shorter than its origin")
+    uuid, offset, count = _MOVED.unpack_from(payload)
+    end = _MOVED.size + 4 * count
+    if end > len(payload):
+        raise ValueError("a moved record's indexes reach past its end")
+    indexes = struct.unpack_from(f"<{count}I", payload, _MOVED.size)
+    return Origin(uuid, offset, indexes), bytes(payload[end:])
