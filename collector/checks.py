@@ -1,0 +1,77 @@
+"""What a type cannot say about the settings: regular expressions, networks, addresses, keys that need each other."""
+
+import ipaddress
+import os.path
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collector.settings import Settings
+
+#: (table, key, the value that is wrong, why)
+Finding = tuple[tuple[str, ...], str, object, str]
+
+
+def cross_check(settings: "Settings") -> Iterator[Finding]:
+    """Everything that is wrong although each value has the right type."""
+    for key in ("referer_host", "ip", "user_agent", "referer_path", "event_name"):
+        yield from _patterns(key, getattr(settings.filters, key))
+    yield from _networks(("http",), "trusted_proxies", settings.http.trusted_proxies)
+    yield from _networks(("scribe",), "allow", settings.scribe.allow)
+    if not settings.http.binds:
+        yield ("http",), "bind", [], "expected at least one address"
+    for bind in settings.http.binds:
+        yield from _bind(("http",), bind)
+    yield from _bind(("scribe",), settings.scribe.bind)
+    if settings.admin.bind:
+        yield from _bind(("admin",), settings.admin.bind)
+    if settings.scribe.enabled and not settings.scribe.allow and not _is_local(settings.scribe.bind):
+        yield ("scribe",), "allow", [], "the listener knows no credentials: name the networks that may use it"
+    yield from _files(settings)
+    for forwarder in settings.forwarders:
+        if not forwarder.flush.names:
+            yield ("forwarders", forwarder.name), "names", [], 'expected at least one pattern, such as "*"'
+
+
+def _patterns(key: str, patterns: list[str]) -> Iterator[Finding]:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as exc:
+            yield ("filters",), key, pattern, f"expected a regular expression: {exc}"
+
+
+def _networks(table: tuple[str, ...], key: str, networks: list[str]) -> Iterator[Finding]:
+    for network in networks:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as exc:
+            yield table, key, network, f"expected a network such as 10.0.0.0/8: {exc}"
+
+
+def _bind(table: tuple[str, ...], bind: str) -> Iterator[Finding]:
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]*):([0-9]{1,5})", bind)
+    if not (re.fullmatch("unix:.+", bind) or (match and int(match[2]) <= 65_535)):
+        yield table, "bind", bind, "expected HOST:PORT, [IPV6]:PORT or unix:PATH"
+
+
+def _is_local(bind: str) -> bool:
+    host = bind.rpartition(":")[0].strip("[]")
+    try:
+        return bind.startswith("unix:") or host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _files(settings: "Settings") -> Iterator[Finding]:
+    http, auth = settings.http, settings.auth
+    if bool(http.certfile) != bool(http.keyfile):
+        yield ("http",), "keyfile", http.keyfile, "certfile and keyfile need each other"
+    for key, name in (("certfile", http.certfile), ("keyfile", http.keyfile)):
+        if name and not os.path.isfile(name):
+            yield ("http",), key, name, "there is no such file"
+    if auth.keys_file is not None and not os.path.isfile(auth.keys_file):
+        yield ("auth",), "keys_file", auth.keys_file, "there is no such file"
+    if auth.post_requires_key and auth.keys_file is None:
+        yield ("auth",), "post_requires_key", True, "needs auth.keys_file"
