@@ -1,0 +1,71 @@
+"""The metrics in Prometheus' text format."""
+
+import itertools
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+
+from collector.metrics import FLUSHER, FORWARDER, HTTP, Metric, Totals
+
+
+def render(totals: Totals) -> bytes:
+    """What ``/metrics`` answers."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Families(totals))
+    return generate_latest(registry)
+
+
+class _Families:
+    """prometheus_client's collector protocol over one reading of the slots."""
+
+    def __init__(self, totals: Totals) -> None:
+        self._totals = totals
+
+    def describe(self) -> list[Family]:
+        return []
+
+    def collect(self) -> Iterator[Family]:
+        totals = self._totals
+        workers = [each for each in totals.live if each.kind == "http"]
+        for metric in HTTP:
+            if metric.kind == "gauge":
+                per_worker = GaugeMetricFamily("collector_" + metric.name, metric.text, labels=["worker"])
+                for worker in workers:
+                    per_worker.add_metric([str(worker.number)], worker.values.get(metric.name, 0))
+                yield per_worker
+            else:
+                yield _family("collector_", metric, [((), totals.http)])
+        for metric in FLUSHER:
+            if metric.name != "backlog_base_bytes":
+                yield _family("collector_flusher_", metric, [((), totals.flusher)])
+        for metric in FORWARDER:
+            yield _family(
+                "collector_forwarder_", metric, [((n,), v) for n, v in totals.forwarders.items()], "forwarder"
+            )
+        yield GaugeMetricFamily(
+            "collector_backlog_bytes", "Bytes in the spool that a forwarder still wants.", totals.backlog_bytes
+        )
+        live = GaugeMetricFamily("collector_processes", "Processes that run now.", labels=["kind"])
+        for kind in ("http", "flusher"):
+            live.add_metric([kind], sum(each.kind == kind for each in totals.live))
+        yield live
+
+
+def _family(prefix: str, metric: Metric, rows: list[tuple[tuple[str, ...], dict[str, int]]], *labels: str) -> Family:
+    """One metric for Prometheus; ``rows`` are (values of ``labels``, cells)."""
+    name = prefix + metric.name
+    every = [*labels, *(label for label, _ in metric.labels)]
+    if metric.kind == "histogram":
+        histogram = HistogramMetricFamily(name, metric.text, labels=every)
+        for values, cells in rows:
+            counts = itertools.accumulate(cells.get(each, 0) for each in metric.cells()[:-1])
+            buckets = [(each, count) for each, count in zip([*map(str, metric.buckets), "+Inf"], counts, strict=True)]
+            histogram.add_metric(list(values), buckets, cells.get(f"{metric.name}/sum_us", 0) / 1e6)
+        return histogram
+    family = (CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily)(name, metric.text, labels=every)
+    for values, cells in rows:
+        for cell in metric.cells():
+            family.add_metric([*values, *cell.split("/")[1:]], cells.get(cell, 0))
+    return family
