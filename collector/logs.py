@@ -53,7 +53,7 @@ class JsonFormatter(logging.Formatter):
         own = {
             "time": _time(record), "level": record.levelname, "logger": record.name, "message": record.getMessage()
         }  # fmt: skip
-        return json.dumps({**_fields(self, record), **own}, default=str)
+        return json.dumps({**own, **_fields(self, record), **own}, default=str)  # own ones stand first, and win
 
 
 def _fields(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, Any]:

@@ -13,7 +13,7 @@ a measurement; it may be negative and is kept modulo 2^64. Salvaged segments app
 import bisect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from collector.slots import Reading, Slot, Watched, read_slots
 
@@ -118,13 +118,6 @@ TABLE = {"collector_": HTTP, "collector_flusher_": FLUSHER, "collector_forwarder
 _WRAP = 1 << 64
 
 
-class WriterState(Protocol):
-    """What the gauges want to know of the spool's writer."""
-
-    @property
-    def state(self) -> str: ...
-
-
 class Counters:
     """What one HTTP worker counts. Each method is called for a request or a commit, so each is a few cell writes."""
 
@@ -197,9 +190,10 @@ class Counters:
         self.slot.add("sealed_segments_total")
         self.slot.add("sealed_bytes_total", size)
 
-    def publish_writer(self, writer: WriterState) -> None:
+    def publish_writer(self, state: str, open_bytes: int) -> None:
         """Set the gauges of the spool's writer."""
-        self.slot.set("writer_state", WRITER_STATES.index(writer.state))
+        self.slot.set("writer_state", WRITER_STATES.index(state))
+        self.slot.set("open_segment_bytes", open_bytes)
 
     def close(self) -> None:
         """Give the slot back."""
