@@ -1,0 +1,97 @@
+"""Addresses to listen on: can this one be had, is anyone answering there, how does one write it as a URL.
+
+An address is ``HOST:PORT``, ``[IPV6]:PORT`` or ``unix:PATH``, as ``http.bind`` has it.
+"""
+
+import errno
+import os
+import socket
+import stat
+import time
+from pathlib import Path
+
+_ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - it is looked up, not bound
+
+
+class CannotListen(Exception):
+    """The address cannot be had; the text says why and what to do."""
+
+
+def check(bind: str, wait_s: float = 3.0) -> None:
+    """Bind the address for a moment, alone: SO_REUSEPORT would let a second collector share it unseen.
+
+    An address in use is tried again for ``wait_s`` seconds: a collector that was just killed needs that long.
+    Errors: CannotListen.
+    """
+    if bind.endswith(":0"):
+        raise CannotListen(f"cannot listen on {bind}: port 0 is a different one for every worker; choose a port")
+    until = time.monotonic() + wait_s
+    while (reason := _refusal(bind)) is not None:
+        if reason.errno != errno.EADDRINUSE or time.monotonic() >= until:
+            raise CannotListen(f"cannot listen on {bind}: {_advice(bind, reason)}") from reason
+        time.sleep(0.1)
+
+
+def answers(bind: str) -> bool:
+    """Whether somebody accepts connections there."""
+    family, address = _address(bind, local=True)
+    with socket.socket(family, socket.SOCK_STREAM) as client:
+        client.settimeout(1.0)
+        return client.connect_ex(address) == 0
+
+
+def url(bind: str, *, tls: bool = False) -> str:
+    """How somebody on this machine reaches it; for a socket file its path."""
+    if bind.startswith("unix:"):
+        return bind
+    host, _, port = bind.rpartition(":")
+    host = f"[{_ANY['::']}]" if host == "[::]" else _ANY.get(host, host)
+    return f"{'https' if tls else 'http'}://{host}:{port}"
+
+
+def _refusal(bind: str) -> OSError | None:
+    try:
+        family, address = _address(bind, local=False)
+        if isinstance(address, str):
+            _check_socket_file(bind, Path(address))
+            return None
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as exc:
+        return exc
+    return None
+
+
+def _check_socket_file(bind: str, path: Path) -> None:
+    """A socket file that nobody listens on is left over and will be replaced; anything else stays."""
+    if path.exists():
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(errno.EEXIST, "a file that is no socket is there", str(path))
+        if answers(bind):
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"no socket can be made in {path.parent}")
+
+
+def _address(bind: str, *, local: bool) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
+    """The address for bind(2), or with ``local`` for connect(2). Errors: OSError for a name that is not known."""
+    if bind.startswith("unix:"):
+        return socket.AF_UNIX, bind.removeprefix("unix:")
+    host, _, port = bind.rpartition(":")
+    host = host.strip("[]")
+    if local:
+        host = _ANY.get(host, host)
+    found = socket.getaddrinfo(host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    return family, (str(address[0]), int(address[1]))
+
+
+def _advice(bind: str, reason: OSError) -> str:
+    if reason.errno == errno.EADDRINUSE:
+        return "another process listens there; stop it, or choose another http.bind"
+    if reason.errno == errno.EADDRNOTAVAIL:
+        return "this machine has no such address; choose another http.bind"
+    if reason.errno == errno.EACCES and not bind.startswith("unix:"):
+        return f"{reason.strerror}; ports below 1024 need the right to bind them (CAP_NET_BIND_SERVICE)"
+    return reason.strerror or str(reason)

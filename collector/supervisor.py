@@ -1,0 +1,225 @@
+"""`collector serve`: the HTTP workers and the flusher as children of one small process.
+
+A child that dies is started again, after 0.5 s at first and up to 30 s when it keeps dying. The supervisor
+touches no event and no open segment, so it has nothing to lose: killed with -9 it takes its children along
+(parent.py), and what they had answered is in the spool.
+
+    signal         what happens
+    SIGTERM, INT   HTTP first: it answers what it has; then the flusher; within the time-out all are gone
+    SIGHUP         settings are read again; sound ones reach HTTP by its own SIGHUP, the flusher by a restart
+    SIGCHLD        a child ended
+
+Why no threads: children are forked, and ask for their parent's death signal between fork and exec.
+Why signals are blocked and waited for (sigtimedwait), not handled: nothing can interrupt the loop, so
+there is no moment at which a signal is lost or comes twice.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from collector import ports, systemd
+from collector.children import Child, Patience, Program
+from collector.settings import Settings, load
+from collector.tables import SettingsError
+from spool.directory import SpoolDirectory, SpoolError
+
+log = logging.getLogger(__name__)
+
+SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
+PATIENCE = Patience()
+STOP_MARGIN_S = 2.0  # beyond the graceful time-out of HTTP: the flusher's share, and gunicorn's own rounding
+FAILED = 1
+LOCKED = 75
+BAD_SETTINGS = 78
+
+
+class Supervisor:
+    """Keeps programs running until it is told to stop.
+
+    Owner: the main thread of a process without other threads; it waits for every child of that process.
+    ``is_ready`` is asked until it says yes once; then ``on_ready`` is called.
+    ``may_reload`` is asked at SIGHUP; False leaves everything as it is.
+    """
+
+    def __init__(
+        self,
+        programs: Sequence[Program],
+        *,
+        environ: Mapping[str, str],
+        is_ready: Callable[[], bool],
+        on_ready: Callable[[], None],
+        may_reload: Callable[[], bool],
+        patience: Patience = PATIENCE,
+    ) -> None:
+        self._programs = programs
+        self._environ = environ
+        self._is_ready = is_ready
+        self._on_ready = on_ready
+        self._may_reload = may_reload
+        self._patience = patience
+        self._children: list[Child] = []
+        self._ready = False
+        self._watchdog_s = systemd.watchdog_interval_s()
+        self._watchdog_at = 0.0
+
+    def run(self) -> None:
+        """Start the programs and keep them running until SIGTERM or SIGINT; when it returns they are gone."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            self._children = [Child(program, self._environ, self._patience, before) for program in self._programs]
+            while (number := self._turn()) not in (signal.SIGTERM, signal.SIGINT):
+                if number == signal.SIGHUP and self._may_reload():
+                    self._reload()
+            log.info("stopping", extra={"received": signal.Signals(number).name})
+        finally:
+            self._stop()
+            while signal.sigtimedwait(SIGNALS, 0) is not None:
+                continue  # told twice: the second must not kill us once the mask is gone
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _turn(self) -> int:
+        """Do what is due, then wait for a signal or for the next thing to do; returns the signal's number or 0."""
+        self._reap()
+        now = time.monotonic()
+        for child in self._children:
+            if child.kill_at is not None and now >= child.kill_at:
+                child.kill_at = None
+                child.send(signal.SIGKILL)
+            if child.start_at is not None and now >= child.start_at:
+                child.start(now)
+        if not self._ready and self._is_ready():
+            self._ready = True
+            systemd.notify("READY=1")
+            self._on_ready()
+        if self._watchdog_s is not None and now >= self._watchdog_at:
+            self._watchdog_at = now + self._watchdog_s
+            systemd.notify("WATCHDOG=1")
+        received = signal.sigtimedwait(SIGNALS, self._wait_s())
+        return received.si_signo if received is not None else 0
+
+    def _wait_s(self) -> float:
+        due = [at for child in self._children for at in (child.start_at, child.kill_at) if at is not None]
+        if self._watchdog_s is not None:
+            due.append(self._watchdog_at)
+        wait = max(0.0, min(due) - time.monotonic()) if due else 3600.0
+        return wait if self._ready else min(wait, self._patience.look_s)
+
+    def _reap(self) -> None:
+        """Wait for all that ended, adopted processes too: as process 1 of a container we are given those."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            for child in self._children:
+                if child.process is not None and child.process.pid == pid:
+                    child.process.returncode = os.waitstatus_to_exitcode(status)
+                    child.ended(child.process.returncode, time.monotonic())
+
+    def _reload(self) -> None:
+        log.info("reloading")
+        for child in self._children:
+            if child.program.reload is not None:
+                child.send(child.program.reload)
+            elif child.process is not None:
+                child.stop(time.monotonic() + self._patience.stop_s)
+
+    def _stop(self) -> None:
+        """Stop the children, the first one first; whatever is left at the time-out is killed."""
+        systemd.notify("STOPPING=1")
+        end = time.monotonic() + self._patience.stop_s
+        for child in self._children:
+            child.may_end = True
+        for child in self._children:
+            child.stop()
+            self._await([child], end if child is self._children[-1] else end - self._patience.keep_s)
+        for child in self._children:
+            if child.process is not None:
+                log.warning("did not stop in time and is killed", extra={"child": child.program.name})
+                child.send(signal.SIGKILL)
+        self._await(self._children, float("inf"))
+
+    def _await(self, children: Sequence[Child], until: float) -> None:
+        self._reap()
+        while any(child.process for child in children) and (left := until - time.monotonic()) > 0:
+            signal.sigtimedwait({signal.SIGCHLD}, min(left, 3600.0))
+            self._reap()
+
+
+def programs() -> list[Program]:
+    """What `collector serve` runs, in the order in which it is stopped."""
+    python = [sys.executable, "-m"]
+    bad_settings = "its settings will not do, as it says above; mend them and send SIGHUP to this process"
+    return [
+        Program(
+            "http", [*python, "collector.http_server"], reload=signal.SIGHUP, meanings={BAD_SETTINGS: bad_settings}
+        ),
+        Program(
+            "flusher",
+            [*python, "collector", "flush"],
+            meanings={
+                LOCKED: "another flusher works on this spool; events are taken, and forwarded by that one",
+                BAD_SETTINGS: bad_settings,
+            },
+        ),
+    ]
+
+
+def serve(settings: Settings, config_path: Path | None) -> int:
+    """Run the collector until it is told to stop; returns the exit code."""
+    try:
+        SpoolDirectory.open(settings.spool.path)
+        for bind in settings.http.binds:
+            ports.check(bind)
+    except (SpoolError, ports.CannotListen) as exc:
+        print(f"collector serve: {exc}", file=sys.stderr)
+        return FAILED
+    environ = {name: value for name, value in os.environ.items() if name not in systemd.VARIABLES}
+    if config_path is not None:
+        environ["COLLECTOR_CONFIG"] = str(config_path)
+    bind = settings.http.binds[0]
+    Supervisor(
+        programs(),
+        environ=environ,
+        is_ready=lambda: ports.answers(bind),
+        on_ready=lambda: print(_welcome(settings), flush=True),
+        may_reload=lambda: _sound(config_path),
+        patience=Patience(stop_s=settings.http.graceful_timeout_s + STOP_MARGIN_S),
+    ).run()
+    return 0
+
+
+def _sound(config_path: Path | None) -> bool:
+    """Whether the settings, read again, will do; says what is wrong with them."""
+    try:
+        load(config_path, os.environ)
+    except SettingsError as exc:
+        for error in exc.errors:
+            log.error("settings not reloaded", extra={"reason": error})
+        return False
+    return True
+
+
+def _welcome(settings: Settings) -> str:
+    """What a person wants to know first: where it listens, where events go, what to try."""
+    tls = bool(settings.http.certfile)
+    first = settings.http.binds[0]
+    reach = f"--unix-socket {first.removeprefix('unix:')} http://localhost" if first.startswith("unix:") else ""
+    goals = [
+        f"{each.name} ({each.own.path})" if hasattr(each.own, "path") else each.name for each in settings.forwarders
+    ]
+    return "\n".join(
+        (
+            f"listening on  {' '.join(ports.url(bind, tls=tls) for bind in settings.http.binds)}",
+            f"events go to  {', '.join(goals) or 'no forwarder is configured: they stay in the spool'}",
+            f"by way of     {settings.spool.path}",
+            f"try           curl -i {reach or ports.url(first, tls=tls)}/1?v=Hello,sWorld",
+        )
+    )
