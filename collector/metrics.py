@@ -126,6 +126,7 @@ class Counters:
         index = {name: i for i, name in enumerate(_cells(HTTP))}
         self._index = index
         self._events = {source: index[f"events_total/{source}/accepted"] for source in SOURCES}
+        self._other_events = self._events["other"]
         self._answers: dict[tuple[str, str], int] = {}
         self._buckets = index[f"commit_seconds/{COMMIT_BUCKETS_S[0]:g}"]
         self._sum_us = index["commit_seconds/sum_us"]
@@ -148,7 +149,7 @@ class Counters:
     def count_events(self, source: str, accepted: int, filtered: int, rejected: int) -> None:
         """Count the events of one request, each once."""
         cells = self.slot.cells
-        first = self._events.get(source) or self._events["other"]
+        first = self._events.get(source, self._other_events)
         cells[first] += accepted
         cells[first + 1] += filtered
         cells[first + 2] += rejected

@@ -274,10 +274,11 @@ def _parse(data: bytes) -> _Parsed | None:
 
 def _slot_files(directory: Path) -> list[Path]:
     try:
-        names = os.listdir(directory)
+        with os.scandir(directory) as entries:
+            files = [each.name for each in entries if each.is_file(follow_symlinks=False)]
     except FileNotFoundError:
         return []
-    return [directory / name for name in names if not name.startswith(".") and name.rpartition("-")[2].isdecimal()]
+    return [directory / name for name in files if not name.startswith(".") and name.rpartition("-")[2].isdecimal()]
 
 
 def _read(fd: int) -> bytes:
