@@ -1,0 +1,90 @@
+"""What every ``[forwarders.NAME]`` table can say, and what the flusher is given for each forwarder."""
+
+import fnmatch
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Final, Literal, Protocol
+
+from msgspec import Meta
+
+from formats.event import Event
+from forwarders.contract import Forwarder
+
+_NAMES_REMEMBERED: Final = 10_000
+
+
+@dataclass(frozen=True)
+class FlushSettings:
+    """The keys that all forwarders share. A module may have other defaults in its ``FLUSH_DEFAULTS``.
+
+    A batch is sent when it has ``batch_max_events`` or ``batch_max_bytes`` (of records, as they are in the spool),
+    or when its oldest segment has waited for ``batch_max_age_s``.
+
+    ``names``: which events it gets; patterns as in a shell (``*``, ``?``, ``[abc]``), one with ``!`` before it takes
+    away what others gave, and when all of them take away the rest is given. Others are counted as skipped.
+
+    ``start``, for a forwarder that has no queue yet: ``oldest`` gives it every segment that is still in another
+    forwarder's queue or retained, and whatever comes. ``now`` gives it segments that are sealed after the flusher
+    first starts with it; of those that lie sealed at that moment it gets the ones that no other forwarder is to get
+    (there is none yet), because nobody would. An event accepted shortly before that is in a segment sealed
+    after it, so the border is as sharp as ``segment_max_age_s``.
+    """
+
+    enabled: bool = True
+    batch_max_events: Annotated[int, Meta(ge=1)] = 5000
+    batch_max_bytes: Annotated[int, Meta(ge=1)] = 8 * 1024 * 1024
+    batch_max_age_s: Annotated[float, Meta(ge=0)] = 1.0
+    names: list[str] = field(default_factory=lambda: ["*"])
+    start: Literal["oldest", "now"] = "oldest"
+
+
+class Counters(Protocol):
+    """Where a forwarder's figures go; collector/metrics.py explains each name."""
+
+    def add(self, name: str, n: int = 1, /) -> None: ...
+
+    def set(self, name: str, value: int, /) -> None: ...
+
+
+@dataclass(frozen=True)
+class Configured:
+    """A forwarder as the settings want it.
+
+    ``make`` builds it in its own thread, and again when it broke; an exception from it stops the forwarder loudly.
+    """
+
+    name: str
+    make: Callable[[], Forwarder]
+    flush: FlushSettings
+    counters: Counters
+
+
+class Names:
+    """Which events a forwarder gets, as ``FlushSettings.names`` says."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        given = [pattern for pattern in patterns if not pattern.startswith("!")]
+        denied = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+        self._given = _any_of(given or ["*"] if denied else given)
+        self._denied = _any_of(denied)
+        self._known: dict[str, bool] = {}
+        self.all = "*" in given and not denied
+
+    def wants(self, name: str) -> bool:
+        """Whether events of this name are for the forwarder."""
+        wanted = self._known.get(name)
+        if wanted is None:
+            if len(self._known) >= _NAMES_REMEMBERED:
+                self._known.clear()
+            wanted = self._given.fullmatch(name) is not None and self._denied.fullmatch(name) is None
+            self._known[name] = wanted
+        return wanted
+
+    def choose(self, events: list[Event]) -> list[Event]:
+        """The events that the forwarder gets, in their order."""
+        return events if self.all else [event for event in events if self.wants(event.name)]
+
+
+def _any_of(patterns: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns) or r"(?!)")

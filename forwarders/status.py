@@ -1,0 +1,79 @@
+"""What state a forwarder is in and why, for a person: ``_queue/FORWARDER/.status.json``.
+
+    {"state": "retrying", "reason": "rabbitmq: connection refused", "since_ms": 1795342500000, "attempts": 4}
+
+Figures are counters; this is the one sentence that no counter holds. Written by the flusher when it changes, read by
+health and by commands of any process.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from spool.directory import FILE_MODE, SpoolDirectory
+
+log = logging.getLogger(__name__)
+
+State = Literal["ok", "retrying", "stopped"]
+STATES: Final[tuple[State, ...]] = ("ok", "retrying", "stopped")  # the number of each is the counter ``state``
+REASON_MAX_CHARS: Final = 500
+STATUS_NAME: Final = ".status.json"
+
+
+class ForwarderStatus(msgspec.Struct, frozen=True):
+    """``since_ms`` is when the state began, ``attempts`` how many sends failed since."""
+
+    state: State
+    reason: str
+    since_ms: int
+    attempts: int
+
+
+def read_status(directory: SpoolDirectory, name: str) -> ForwarderStatus | None:
+    """What the flusher last wrote about a forwarder; None: nothing, or nothing that can be read."""
+    try:
+        return msgspec.json.decode((directory.queue_root / name / STATUS_NAME).read_bytes(), type=ForwarderStatus)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+class StatusFile:
+    """The status of one forwarder, as it is written.
+
+    Owner:  the forwarder's thread.
+    Errors: none: a status that cannot be written is logged once, and written with the next change.
+    """
+
+    def __init__(self, queue: Path, *, wall_ns: Callable[[], int] = time.time_ns) -> None:
+        self._path = queue / STATUS_NAME
+        self._wall_ns = wall_ns
+        self._written = True
+        self.current: ForwarderStatus | None = None
+
+    def put(self, state: State, reason: str = "", attempts: int = 0) -> None:
+        """Say what state it is in now; nothing is written when that is known already."""
+        reason = reason[:REASON_MAX_CHARS]
+        known = self.current
+        since_ms = known.since_ms if known and known.state == state else self._wall_ns() // 1_000_000
+        status = ForwarderStatus(state, reason, since_ms, attempts)
+        if status == known and self._written:
+            return
+        self.current = status
+        draft = self._path.with_name(f"{STATUS_NAME}.new")
+        try:
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(msgspec.json.encode(status))
+            draft.replace(self._path)
+            self._written = True
+        except OSError as exc:
+            if self._written:
+                log.warning(
+                    "the status of a forwarder cannot be written", extra={"path": str(self._path)}, exc_info=exc
+                )
+            self._written = False
