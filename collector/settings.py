@@ -21,15 +21,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
 from collector.checks import cross_check
-from collector.tables import Reader, SettingsError, Value, has_password, is_secret, redact, toml_key, toml_value
-
-if TYPE_CHECKING:
-    from forwarders.flusher import FlushSettings
+from collector.tables import Reader, Value, has_password, toml_key, toml_value
+from collector.tables import SettingsError as SettingsError  # callers of load() need it
+from forwarders.flush_settings import FlushSettings
 
 #: What runs without a settings file: events become files in var/events within seconds.
 EMBEDDED = """\
@@ -45,6 +44,7 @@ FORWARDER_MODULES = {
     "rabbitmq": ("forwarders.rabbitmq", "rabbitmq"),
 }
 
+OUR_PACKAGES = ("collector", "formats", "forwarders", "spool")
 #: Tables of tables: their second name is the user's own.
 NAMED = ("events", "forwarders")
 
@@ -162,7 +162,7 @@ class ForwarderSettings:
 
     name: str
     type: str
-    flush: "FlushSettings"
+    flush: FlushSettings
     own: Any
 
 
@@ -196,7 +196,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     """
     if path is None and environ.get("COLLECTOR_CONFIG"):
         path = Path(environ["COLLECTOR_CONFIG"])
-    reader = Reader()
+    reader = Reader(str(path or "embedded default"))
     tables = _from_file(path, reader)
     _overlay(tables, environ)
     sections: dict[str, Any] = {}
@@ -213,47 +213,35 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
             case ("forwarders", forwarder):
                 forwarders.append(_forwarder(reader, forwarder, table))  # type: ignore[arg-type]
             case _:
-                source = next((given.source for given in table.values()), str(path))
-                reader.errors.append(f"{source}: {'.'.join(name)}: no such table")
+                reader.reject(".".join(name), table, "no such table")
     _check_passwords(tables, path, reader)
     if not reader.errors:
         settings = Settings(**sections, events=events, forwarders=tuple(forwarders), path=path)
         for name, key, value, reason in cross_check(settings):
-            given = tables.get(name, {}).get(key, Value(value, str(path or "settings")))
+            given = tables.get(name, {}).get(key, Value(value, reader.source))
             reader.fail(".".join((*name, key)), dataclasses.replace(given, value=value), reason)
     if reader.errors:
         raise SettingsError(reader.errors)
     return settings
 
 
-def to_toml(settings: Settings) -> str:
-    """The settings as a file that says the same, except that secrets are ``***``; unset keys are comments."""
-    blocks = [_block(name, getattr(settings, name)) for name in SECTIONS]
-    blocks += [_block(f"events.{toml_key(name)}", each) for name, each in settings.events.items()]
-    for each in settings.forwarders:
-        head = f"[forwarders.{each.name}]\ntype = {toml_value(each.type)}\n"
-        blocks.append(head + _lines(each.flush) + _lines(each.own))
-    return "\n".join(blocks)
-
-
 def _from_file(path: Path | None, reader: Reader) -> Tables:
     """The tables of the file, or of the embedded default."""
-    source = str(path or "embedded default")
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8") if path else EMBEDDED)
     except OSError as exc:
-        raise SettingsError([f"{source}: cannot be read: {exc.strerror}"]) from exc
+        raise SettingsError([f"{reader.source}: cannot be read: {exc.strerror}"]) from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise SettingsError([f"{source}: is not TOML: {exc}"]) from exc
+        raise SettingsError([f"{reader.source}: is not TOML: {exc}"]) from exc
     tables: Tables = {}
     for name, content in document.items():
         parts = content.items() if name in NAMED and isinstance(content, dict) else [(None, content)]
         for part, table in parts:
             full = (name,) if part is None else (name, part)
             if isinstance(table, dict):
-                tables[full] = {key: Value(value, source) for key, value in table.items()}
+                tables[full] = {key: Value(value, reader.source) for key, value in table.items()}
             else:
-                reader.fail(".".join(full), Value(table, source), "expected a table")
+                reader.fail(".".join(full), Value(table, reader.source), "expected a table")
     return tables
 
 
@@ -283,29 +271,27 @@ def _from_text(text: str, variable: str) -> Value:
 
 
 def _forwarder(reader: Reader, name: str, table: Mapping[str, Value]) -> ForwarderSettings | None:
-    from forwarders.flusher import FlushSettings  # HTTP workers without forwarders do not need it
-
     path = f"forwarders.{toml_key(name)}"
-    table = dict(table)
-    given = table.pop("type", Value(name, f"{path}"))
-    source = given.source if "type" in table else next((each.source for each in table.values()), "settings")
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name) or name == "spool":
-        reader.errors.append(f"{source}: {path}: a forwarder's name is made of a-z, 0-9, _ and -, and is not spool")
+        reader.reject(path, table, "expected a name of a-z, 0-9, _ and -, other than spool")
         return None
-    if given.value not in FORWARDER_MODULES:
-        known = ", ".join(FORWARDER_MODULES)
-        reader.errors.append(f"{source}: {path}.type = {toml_value(given.value)}: expected one of {known}")
+    given = table.get("type", Value(name, reader.source_of(table)))
+    if not isinstance(given.value, str) or given.value not in FORWARDER_MODULES:
+        reader.fail(f"{path}.type", given, f"expected {' or '.join(map(toml_value, FORWARDER_MODULES))}")
         return None
-    module_name, extra = FORWARDER_MODULES[str(given.value)]
+    module_name, extra = FORWARDER_MODULES[given.value]
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as exc:
-        reader.errors.append(f"{source}: {path}: needs {exc.name}: pip install 'event-collector[{extra}]'")
+        if exc.name is None or exc.name.partition(".")[0] in OUR_PACKAGES:
+            raise
+        reader.reject(path, table, f"needs {exc.name}: pip install 'event-collector[{extra}]'")
         return None
-    reader.unknown(path, table, FlushSettings, module.Settings)
-    flush = reader.table(FlushSettings, path, table, getattr(module, "FLUSH_DEFAULTS", {}))
-    own = reader.table(module.Settings, path, table, {})
-    return ForwarderSettings(name, str(given.value), flush, own) if flush and own else None
+    own_table = {key: value for key, value in table.items() if key != "type"}
+    reader.unknown(path, own_table, FlushSettings, module.Settings)
+    flush = reader.table(FlushSettings, path, own_table, getattr(module, "FLUSH_DEFAULTS", {}))
+    own = reader.table(module.Settings, path, own_table, {})
+    return ForwarderSettings(name, given.value, flush, own) if flush and own else None
 
 
 def _check_passwords(tables: Tables, path: Path | None, reader: Reader) -> None:
@@ -318,19 +304,3 @@ def _check_passwords(tables: Tables, path: Path | None, reader: Reader) -> None:
                 variable = "__".join(("COLLECTOR_" + name[0], *name[1:], key)).upper()
                 advice = f"holds a password, and everyone can read this file: chmod o-r {path}, or set {variable}"
                 reader.fail(".".join((*name, key)), given, advice)
-
-
-def _block(name: str, table: Any) -> str:
-    return f"[{name}]\n{_lines(table)}"
-
-
-def _lines(table: Any) -> str:
-    lines = []
-    for each in dataclasses.fields(table):
-        value = getattr(table, each.name)
-        if value is None:
-            lines.append(f"# {each.name} is not set\n")
-        else:
-            shown = "***" if is_secret(each) and value else value
-            lines.append(f"{each.name} = {redact(toml_value(shown))}\n")
-    return "".join(lines)

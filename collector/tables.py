@@ -18,7 +18,8 @@ import msgspec
 
 T = TypeVar("T")
 
-_URL_PASSWORD = re.compile(r"(://[^/@:\s]*):([^@\s]*)@")
+_URL_PASSWORD = re.compile(r"://[^/@:\s]*:[^/\s]+@")
+_URL_MAY_HOLD_PASSWORD = re.compile(r"(://[^/@:\s]*):\S*@")  # up to the last @: passwords are not always escaped
 _SECRET_KEY = re.compile(r"(^|_)(password|passwd|secret|token|api_key|access_key)$")
 _UNITS = {"bytes": "bytes", "s": "seconds", "ms": "milliseconds", "per_s": "a second"}
 
@@ -44,13 +45,13 @@ class Value:
 
 
 def redact(text: str) -> str:
-    """``text`` with the passwords of the URLs in it replaced by ``***``."""
-    return _URL_PASSWORD.sub(r"\1:***@", text)
+    """``text`` with the passwords of the URLs in it replaced by ``***``, and what might be one."""
+    return _URL_MAY_HOLD_PASSWORD.sub(r"\1:***@", text)
 
 
 def has_password(value: object) -> bool:
     """Whether ``value`` is a text with a password inside a URL."""
-    return isinstance(value, str) and any(match[2] for match in _URL_PASSWORD.finditer(value))
+    return isinstance(value, str) and _URL_PASSWORD.search(value) is not None
 
 
 def is_secret(field: dataclasses.Field[Any]) -> bool:
@@ -65,12 +66,22 @@ class Reader:
     ``etc/collector.toml: spool.max_spool_bytes = "10G": expected an integer number of bytes``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, source: str) -> None:
+        """``source`` is named for what nobody gave."""
+        self.source = source
         self.errors: list[str] = []
 
     def fail(self, path: str, given: Value, reason: str) -> None:
         """Note that the value at ``path`` will not do."""
         self.errors.append(f"{given.source}: {path} = {redact(toml_value(given.value))}: {reason}")
+
+    def reject(self, path: str, table: Mapping[str, Value], reason: str) -> None:
+        """Note that the table at ``path`` as a whole will not do."""
+        self.errors.append(f"{self.source_of(table)}: {path}: {reason}")
+
+    def source_of(self, table: Mapping[str, Value]) -> str:
+        """Who gave a table, or its first key."""
+        return next((given.source for given in table.values()), self.source)
 
     def table(self, cls: type[T], path: str, table: Mapping[str, Value], defaults: Mapping[str, object]) -> T | None:
         """Build ``cls`` from the keys that are its fields; None when one of them is wrong.
@@ -84,15 +95,13 @@ class Reader:
             if field.name in table:
                 values[field.name] = self._field(field, hints[field.name], f"{path}.{field.name}", table[field.name])
             elif field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
-                self.errors.append(
-                    f"{path}.{field.name}: is missing: expected {describe(hints[field.name], field.name)}"
-                )
+                self.reject(f"{path}.{field.name}", table, f"expected {describe(hints[field.name], field.name)}")
         if len(self.errors) > before:
             return None
         try:
             return cls(**values)
         except ValueError as exc:
-            self.errors.append(f"{path}: {exc}")
+            self.reject(path, table, str(exc))
             return None
 
     def unknown(self, path: str, table: Mapping[str, Value], *known: type) -> None:

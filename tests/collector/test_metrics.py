@@ -124,10 +124,15 @@ def test_a_slot_stays_its_owners_while_a_forked_process_that_never_counts_outliv
 
 def test_adds_of_several_threads_are_all_counted(tmp_path: Path) -> None:
     slot = Slot(tmp_path, "http", ["a_total"])
+
+    def add_many() -> None:
+        for _ in range(50_000):
+            slot.add("a_total")
+
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        threads = [threading.Thread(target=lambda: [slot.add("a_total") for _ in range(50_000)]) for _ in range(4)]
+        threads = [threading.Thread(target=add_many) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -186,12 +191,12 @@ def test_no_cut_of_a_slot_file_breaks_its_readers(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_slots_are_passed_over(tmp_path: Path) -> None:
-    Slot(tmp_path, "http", ["a_total"])
+    slot = Slot(tmp_path, "http", ["a_total"])
     (tmp_path / "notes").write_text("x")
     (tmp_path / "http-9").symlink_to(tmp_path / "http-0")
     (tmp_path / "x-1").mkdir()
 
-    assert numbers(tmp_path) == [("http", 0, True)]
+    assert numbers(tmp_path) == [("http", slot.number, True)]
 
 
 def test_without_a_place_for_its_file_a_process_still_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -285,11 +290,11 @@ def test_watched_cells_follow_new_processes_and_replaced_files(tmp_path: Path) -
 
 
 def test_prometheus_sees_every_metric_of_the_table_with_its_sentence(tmp_path: Path) -> None:
-    live = [Counters.http(tmp_path), FlusherCounters(tmp_path), forwarder_slot(tmp_path, "archive")]
+    worker, flusher, forwarder = Counters.http(tmp_path), FlusherCounters(tmp_path), forwarder_slot(tmp_path, "archive")
 
     text = exposition(tmp_path).decode()
-    for each in live:
-        each.close()
+    for slot in (worker.slot, flusher, forwarder):
+        slot.close()
 
     for prefix, metrics in TABLE.items():
         for metric in metrics:

@@ -1,0 +1,338 @@
+"""Settings: what a file and the environment may say, and what an operator is told when they say something else."""
+
+import dataclasses
+import re
+import sys
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+from msgspec import Meta
+
+from collector.settings import FORWARDER_MODULES, SECTIONS, Settings, SettingsError, load
+from collector.tables import Reader, Value, redact
+from forwarders.flush_settings import FlushSettings
+
+ETC = Path(__file__).parents[2] / "etc"
+
+
+def write(tmp_path: Path, text: str, mode: int = 0o640) -> Path:
+    path = tmp_path / "collector.toml"
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def errors_of(tmp_path: Path, text: str, environ: dict[str, str] | None = None, mode: int = 0o640) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load(write(tmp_path, text, mode), environ or {})
+    return [error.replace(f"{tmp_path}/", "") for error in caught.value.errors]
+
+
+def complete_reference() -> str:
+    """The reference file with its optional settings on: these have no space after their #."""
+    return re.sub(r"^#(?=[\[a-z])", "", (ETC / "collector.toml").read_text(), flags=re.MULTILINE)
+
+
+def test_the_reference_file_says_the_defaults() -> None:
+    settings = load(ETC / "collector.toml", {})
+
+    assert {name: getattr(settings, name) for name in SECTIONS} == {name: cls() for name, cls in SECTIONS.items()}
+    assert [each.name for each in settings.forwarders] == ["archive"]
+
+
+def test_the_reference_file_says_what_each_forwarder_does_by_default(tmp_path: Path) -> None:
+    document = tomllib.loads(complete_reference())["forwarders"]
+    assert set(document) == set(FORWARDER_MODULES)
+
+    written = complete_reference()
+    with_comments = load(write(tmp_path, written[written.index("\n[forwarders.") :]), {})
+    bare = load(write(tmp_path, "".join(f"[forwarders.{name}]\n" for name in document)), {})
+
+    assert sorted(with_comments.forwarders, key=str) == sorted(bare.forwarders, key=str)
+
+
+def test_the_reference_file_has_every_setting(tmp_path: Path) -> None:
+    document = tomllib.loads(complete_reference())
+    forwarders = load(write(tmp_path, "".join(f"[forwarders.{name}]\n" for name in FORWARDER_MODULES)), {}).forwarders
+
+    for name, cls in SECTIONS.items():
+        assert set(document[name]) == {each.name for each in dataclasses.fields(cls)}
+    for each in forwarders:
+        fields = {*dataclasses.fields(FlushSettings), *dataclasses.fields(each.own)}
+        written = {field.name for field in fields if not field.metadata.get("secret")} | {"type"}
+        assert set(document["forwarders"][each.name]) == written
+
+
+def test_the_minimal_file_is_the_defaults_but_for_what_it_says() -> None:
+    settings = load(ETC / "collector.minimal.toml", {})
+
+    assert settings.http == dataclasses.replace(SECTIONS["http"](), bind="0.0.0.0:8080")
+    assert settings.spool == SECTIONS["spool"]()
+    assert [each.own.path for each in settings.forwarders] == [Path("var/events")]
+
+
+def test_without_a_file_events_become_files_within_seconds() -> None:
+    settings = load(None, {})
+
+    (archive,) = settings.forwarders
+    assert (archive.name, archive.own.path, archive.flush.batch_max_age_s) == ("archive", Path("var/events"), 5.0)
+    assert settings.path is None
+
+
+def test_the_file_is_the_one_asked_for_else_that_of_the_environment(tmp_path: Path) -> None:
+    asked, other = tmp_path / "asked.toml", tmp_path / "other.toml"
+    asked.write_text("[http]\nworkers = 3")
+    other.write_text("[http]\nworkers = 4")
+    environ = {"COLLECTOR_CONFIG": str(other)}
+
+    assert load(asked, environ).http.workers == 3
+    assert load(None, environ).http.workers == 4
+    assert load(None, environ).path == other
+
+
+def test_every_error_is_listed_with_its_file_and_path(tmp_path: Path) -> None:
+    text = """
+        colour = "red"
+        [spool]
+        max_spool_bytes = "10G"
+        segment_max_age_s = 0
+        sise = 2
+        [http]
+        workers = 0
+        bind = 3
+        access_log = "yes"
+        [durability]
+        post = "always"
+        [auth]
+        keys_file = ""
+        [filters]
+        ip = ["a", 3]
+        [events.Hello]
+        fields = "page"
+        [forwarders.Archive]
+        [forwarders.archive]
+        batch_max_events = 0
+        password = "x"
+        [weird]
+    """
+
+    assert errors_of(tmp_path, text) == [
+        'collector.toml: colour = "red": expected a table',
+        "collector.toml: spool.sise: no such setting",
+        'collector.toml: spool.max_spool_bytes = "10G": expected an integer number of bytes, at least 1',
+        "collector.toml: spool.segment_max_age_s = 0: expected a number of seconds, more than 0",
+        "collector.toml: http.bind = 3: expected a text in quotes or a list, each a text in quotes",
+        "collector.toml: http.workers = 0: expected an integer, at least 1, at most 512",
+        'collector.toml: http.access_log = "yes": expected true or false',
+        'collector.toml: durability.post = "always": expected "commit" or "interval" or "none"',
+        'collector.toml: auth.keys_file = "": expected a path in quotes',
+        'collector.toml: filters.ip = ["a", 3]: expected a list, each a text in quotes',
+        'collector.toml: events.Hello.fields = "page": expected a list, each a text in quotes',
+        "collector.toml: forwarders.Archive: expected a name of a-z, 0-9, _ and -, other than spool",
+        "collector.toml: forwarders.archive.password: no such setting",
+        "collector.toml: forwarders.archive.batch_max_events = 0: expected an integer, at least 1",
+        "collector.toml: weird: no such table",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ('http.bind = "8080"', 'http.bind = "8080": expected HOST:PORT, [IPV6]:PORT or unix:PATH'),
+        ('http.bind = "::1:80"', 'http.bind = "::1:80": expected HOST:PORT, [IPV6]:PORT or unix:PATH'),
+        ('http.bind = "a:65536"', 'http.bind = "a:65536": expected HOST:PORT, [IPV6]:PORT or unix:PATH'),
+        ('http.bind = "unix:"', 'http.bind = "unix:": expected HOST:PORT, [IPV6]:PORT or unix:PATH'),
+        ("http.bind = []", "http.bind = []: expected at least one address"),
+        ('admin.bind = "x"', 'admin.bind = "x": expected HOST:PORT, [IPV6]:PORT or unix:PATH'),
+        (
+            'http.trusted_proxies = ["10.0.0.0/8", "10.0.0.1/8"]',
+            'http.trusted_proxies = "10.0.0.1/8": expected a network such as 10.0.0.0/8: 10.0.0.1/8 has host bits set',
+        ),
+        (
+            'filters.ip = ["^10", "("]',
+            'filters.ip = "(": expected a regular expression: missing ), unterminated subpattern at position 0',
+        ),
+        ('http.certfile = "setup.cfg"', 'http.keyfile = "": certfile and keyfile need each other'),
+        ('auth.keys_file = "no/where"', 'auth.keys_file = "no/where": there is no such file'),
+        ("auth.post_requires_key = true", "auth.post_requires_key = true: needs auth.keys_file"),
+        (
+            'scribe = {enabled = true, bind = "0.0.0.0:7911"}',
+            "scribe.allow = []: the listener knows no credentials: name the networks that may use it",
+        ),
+        ("forwarders.archive.names = []", 'forwarders.archive.names = []: expected at least one pattern, such as "*"'),
+        (
+            'forwarders.files.path = "x"',
+            'forwarders.files.type = "files": expected "archive" or "influxdb" or "rabbitmq"',
+        ),
+        (
+            "forwarders.files.type = [1]",
+            'forwarders.files.type = [1]: expected "archive" or "influxdb" or "rabbitmq"',
+        ),
+        ("forwarders.spool = {}", "forwarders.spool: expected a name of a-z, 0-9, _ and -, other than spool"),
+        ("forwarders = 3", "forwarders = 3: expected a table"),
+        ("events.x = 3", "events.x = 3: expected a table"),
+        ('events."a b".colour = 3', 'events."a b".colour: no such setting'),
+    ],
+)
+def test_what_a_type_cannot_say_is_checked_too(tmp_path: Path, text: str, error: str) -> None:
+    assert f"collector.toml: {error}" in errors_of(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "bind", ["127.0.0.1:0", ":8080", "[::1]:8080", "collector.example:80", "unix:/run/c.sock", ["a:1", "unix:b"]]
+)
+def test_every_sort_of_address_is_understood(tmp_path: Path, bind: str | list[str]) -> None:
+    settings = load(write(tmp_path, f"http.bind = {bind!r}"), {})
+
+    assert settings.http.binds == ([bind] if isinstance(bind, str) else bind)
+
+
+def test_what_is_no_toml_or_cannot_be_read_is_a_settings_error(tmp_path: Path) -> None:
+    (broken,) = errors_of(tmp_path, "[http\n")
+    write(tmp_path, "").write_bytes(b"\xff")
+    with pytest.raises(SettingsError, match="is not TOML"):
+        load(tmp_path / "collector.toml", {})
+    with pytest.raises(SettingsError, match=r"none\.toml: cannot be read: No such file or directory"):
+        load(tmp_path / "none.toml", {})
+    with pytest.raises(SettingsError, match="cannot be read: Is a directory"):
+        load(tmp_path, {})
+
+    assert broken.startswith("collector.toml: is not TOML: ")
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, '[http]\nworkers = 3\naccess_log = true\n[forwarders.to-disk]\ntype = "archive"')
+    settings = load(
+        path,
+        {
+            "COLLECTOR_HTTP__WORKERS": "5",
+            "COLLECTOR_HTTP__BIND": "0.0.0.0:80",
+            "COLLECTOR_SPOOL__PATH": "/srv/spool",
+            "COLLECTOR_FILTERS__IP": '["^10", "^11"]',
+            "COLLECTOR_LOG__FORMAT": "json",
+            "COLLECTOR_FORWARDERS__TO_DISK__PATH": "2026",
+            "COLLECTOR_FORWARDERS__SECOND__TYPE": "archive",
+            "COLLECTOR_EVENTS__PageView__FIELDS": '["page"]',
+        },
+    )
+
+    assert (settings.http.workers, settings.http.bind, settings.http.access_log) == (5, "0.0.0.0:80", True)
+    assert (settings.spool.path, settings.filters.ip, settings.log.format) == (
+        Path("/srv/spool"),
+        ["^10", "^11"],
+        "json",
+    )
+    assert [(each.name, each.own.path) for each in settings.forwarders] == [
+        ("to-disk", Path("2026")), ("second", Path("var/events"))
+    ]  # fmt: skip
+    assert settings.events["PageView"].fields == ["page"]
+
+
+def test_a_variable_that_will_not_do_is_named(tmp_path: Path) -> None:
+    environ = {"COLLECTOR_HTTP__WORKERS": "many", "COLLECTOR_HTTP__COLOUR": "red", "COLLECTOR_NO__SUCH": "1"}
+
+    assert errors_of(tmp_path, "[http]\nworkers = 3", environ) == [
+        "COLLECTOR_HTTP__COLOUR: http.colour: no such setting",
+        'COLLECTOR_HTTP__WORKERS: http.workers = "many": expected an integer, at least 1, at most 512',
+        "COLLECTOR_NO__SUCH: no: no such table",
+    ]
+
+
+def test_variables_of_others_are_not_looked_at() -> None:
+    """Kubernetes makes up variables for a service named collector."""
+    environ = {"COLLECTOR_PORT": "tcp://10.0.0.1:80", "COLLECTOR_SERVICE_HOST": "10.0.0.1", "OTHER__HTTP__X": "1"}
+
+    assert load(None, environ).http == SECTIONS["http"]()
+
+
+def test_a_password_in_a_file_that_everyone_can_read_is_refused(tmp_path: Path) -> None:
+    text = '[forwarders.archive]\npath = "s3://key:hunter2@bucket/x"'
+    (error,) = errors_of(tmp_path, text, mode=0o644)
+
+    assert error.startswith('collector.toml: forwarders.archive.path = "s3://key:***@bucket/x": holds a password')
+    assert "COLLECTOR_FORWARDERS__ARCHIVE__PATH" in error
+    assert load(write(tmp_path, text, mode=0o640), {}).forwarders
+    variable = {"COLLECTOR_FORWARDERS__ARCHIVE__PATH": "s3://key:hunter2@bucket/x"}
+    assert load(write(tmp_path, "", mode=0o644), variable).forwarders
+    no_password = '[forwarders.archive]\npath = "http://host:80/a@b"'
+    assert load(write(tmp_path, no_password, mode=0o644), {}).forwarders
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("amqp://guest:secret@host/%2F", "amqp://guest:***@host/%2F"),
+        ("mongodb://u:p@a:1,b:2/?x", "mongodb://u:***@a:1,b:2/?x"),
+        ("x amqps://:p@h and y http://u:q@h", "x amqps://:***@h and y http://u:***@h"),
+        ("amqp://user@host", "amqp://user@host"),
+        ("amqp://u:p@ss/w@host/x", "amqp://u:***@host/x"),
+        ("s3://bucket/a:b@c", "s3://bucket/a:b@c"),
+    ],
+)
+def test_passwords_of_urls_are_not_shown(text: str, shown: str) -> None:
+    assert redact(text) == shown
+
+
+@dataclass(frozen=True)
+class Destination:
+    """What a forwarder module may declare."""
+
+    url: str
+    timeout_s: Annotated[float, Meta(gt=0)] = 3.0
+    tags: dict[str, str] = field(default_factory=dict)
+    token: str = field(default="", metadata={"secret": True})
+    token_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.token and self.token_file:
+            raise ValueError("token and token_file exclude each other")
+
+
+def read(table: dict[str, Value]) -> tuple[Destination | None, list[str]]:
+    reader = Reader("x.toml")
+    reader.unknown("forwarders.d", table, Destination)
+    return reader.table(Destination, "forwarders.d", table, {}), reader.errors
+
+
+def test_a_secret_comes_from_the_environment_only() -> None:
+    url = Value("http://h", "x.toml")
+    destination, errors = read({"url": url, "token": Value(1234, "COLLECTOR_FORWARDERS__D__TOKEN", "1234")})
+    assert destination is not None
+    assert (destination.token, errors) == ("1234", [])
+
+    destination, errors = read({"url": url, "token": Value("hunter2", "x.toml")})
+    assert destination is None
+    assert errors == [
+        "x.toml: forwarders.d.token: secrets are not written here: "
+        "set COLLECTOR_FORWARDERS__D__TOKEN or forwarders.d.token_file"
+    ]
+
+
+def test_a_destinations_own_checks_and_missing_keys_are_settings_errors() -> None:
+    assert read({})[1] == ["x.toml: forwarders.d.url: expected a text in quotes"]
+    both = {
+        "url": Value("http://h", "x.toml"),
+        "token": Value("a", "COLLECTOR_FORWARDERS__D__TOKEN", "a"),
+        "token_file": Value("f", "x.toml"),
+    }
+    assert read(both)[1] == ["x.toml: forwarders.d: token and token_file exclude each other"]
+    tags = read({"url": Value("http://h", "x.toml"), "tags": Value({"a": 1}, "x.toml")})
+    assert tags[1] == ["x.toml: forwarders.d.tags = {a = 1}: expected a table, each value a text in quotes"]
+
+
+def test_a_missing_client_library_is_an_advice_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "forwarders.rabbitmq", raising=False)
+    monkeypatch.setitem(sys.modules, "pika", None)
+
+    assert errors_of(tmp_path, "[forwarders.rabbitmq]") == [
+        "collector.toml: forwarders.rabbitmq: needs pika: pip install 'event-collector[rabbitmq]'"
+    ]
+
+
+def test_settings_compare_by_value_and_cannot_be_changed() -> None:
+    assert Settings() == Settings()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().http.workers = 3  # type: ignore[misc]
