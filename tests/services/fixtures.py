@@ -1,0 +1,47 @@
+"""Real servers as private children of the test run: one of each for the whole session."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.services.influx import Influx
+from tests.services.rabbit import Rabbit
+from tests.services.tcp_proxy import TcpProxy
+
+
+@pytest.fixture(scope="session")
+def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rabbit]:
+    """A RabbitMQ. It takes 7 to 20 s to start; a test that kills it starts it again."""
+    if not Rabbit.is_installed():
+        pytest.skip("rabbitmq-server is not installed")
+    server = Rabbit(tmp_path_factory.mktemp("rabbit"))
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def influx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Influx]:
+    """An InfluxDB with the write endpoint of 2.x; each test takes a bucket of its own."""
+    if not Influx.is_installed():
+        pytest.skip("influxdb or nginx is not installed")
+    server = Influx(tmp_path_factory.mktemp("influx"))
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def proxy_to() -> Iterator[Callable[[int], TcpProxy]]:
+    """Makes a TcpProxy in front of a port."""
+    proxies: list[TcpProxy] = []
+
+    def make(port: int) -> TcpProxy:
+        proxies.append(TcpProxy(port).start())
+        return proxies[-1]
+
+    yield make
+    for proxy in proxies:
+        proxy.close()
