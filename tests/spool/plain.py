@@ -42,8 +42,8 @@ class Plain(NamedTuple):
     header: RecordHeader
 
 
-def read_plain(path: Path, *, sealed: bool | None = None) -> list[Plain]:
-    """The records of a file that must hold nothing else, and that is sealed as told."""
+def read_plain(path: Path, *, sealed: bool | None = None, torn: bool = False) -> list[Plain]:
+    """The records of a file that must hold nothing else, and that is sealed as told; ``torn``: it may end in one."""
     data = path.read_bytes()
     header = decode_segment_header(data)
     assert header is not None
@@ -51,6 +51,8 @@ def read_plain(path: Path, *, sealed: bool | None = None) -> list[Plain]:
     seed, at, events, found, seal = seed_of(header.uuid), SEGMENT_HEADER_BYTES, 0, [], False
     while at < len(data):
         record = decode_record_header(data, at, seed)
+        if torn and (record is None or record.end > len(data)):
+            break
         assert record is not None, f"no record at {at} of {path.name}, {len(data)} bytes"
         payload = data[record.end - record.payload_len : record.end]
         assert payload_is_whole(record, payload, seed)
@@ -80,14 +82,16 @@ def open_files(directory: SpoolDirectory) -> list[Path]:
     return sorted(directory.opened.iterdir())
 
 
-def all_records(directory: SpoolDirectory) -> list[Plain]:
-    """Every record of the spool, in the order of the segments; all files must be strictly whole."""
-    files = [*sealed_files(directory), *open_files(directory)]
-    return [record for path in sorted(files, key=lambda p: p.name) for record in read_plain(path)]
+def all_records(directory: SpoolDirectory, *, torn: bool = False) -> list[Plain]:
+    """Every record of the spool, in the order of the segments; ``torn``: an open one may end in a piece of one."""
+    found: list[Plain] = []
+    for path in sorted([*sealed_files(directory), *open_files(directory)], key=lambda p: p.name):
+        found += read_plain(path, torn=torn and path.suffix == ".open")
+    return found
 
 
-def payloads(directory: SpoolDirectory) -> list[bytes]:
-    return [record.payload for record in all_records(directory)]
+def payloads(directory: SpoolDirectory, *, torn: bool = False) -> list[bytes]:
+    return [record.payload for record in all_records(directory, torn=torn)]
 
 
 class Clock:
