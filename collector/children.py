@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from collector.parent import die_with
+from collector.parent import end_with
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +119,10 @@ class Child:
 
 
 def _before_exec(parent: int, mask: set[int]) -> None:
-    """In the child, between fork and exec."""
-    die_with(parent)
+    """In the child, between fork and exec.
+
+    SIGKILL, because without the supervisor nobody insists: a child that is slow to stop would hold the
+    spool's lock against its successor. What was answered with 202 is in the spool all the same.
+    """
+    end_with(parent, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)

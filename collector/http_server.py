@@ -10,6 +10,7 @@ etc/gunicorn.conf.py, which takes them from `gunicorn_settings`.
 import logging
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +22,7 @@ from gunicorn.glogging import Logger
 
 from collector import logs
 from collector.app import CollectorApp, create_app
-from collector.parent import die_with
+from collector.parent import end_with
 from collector.settings import Settings, load
 from collector.tables import SettingsError
 from spool.directory import SpoolError
@@ -33,14 +34,15 @@ BAD_SETTINGS = 78
 
 
 class GunicornLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's own messages, by our handlers. There is no access log here: a pixel's query is personal data."""
+    """gunicorn's own messages and its access log, by our handlers."""
 
     def setup(self, cfg: Any) -> None:
         """Called by gunicorn at start and at each reload."""
         self.cfg = cfg
-        self._access_log_enabled = False
-        self.error_log.propagate = True
+        self._access_log_enabled = cfg.accesslog is not None
+        self.error_log.propagate = self.access_log.propagate = True
         self.error_log.setLevel(logging.WARNING)
+        self.access_log.setLevel(logging.INFO)
 
 
 class HttpServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
@@ -88,12 +90,12 @@ def gunicorn_settings(settings: Settings) -> dict[str, Any]:
         "workers": http.workers,
         "worker_class": "collector.worker.Worker",
         "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,  # noqa: S108 - no disk in a heartbeat
-        "reuse_port": http.reuse_port and not any(bind.startswith("unix:") for bind in http.binds),
         "timeout": HUNG_AFTER_S,
         "graceful_timeout": math.ceil(http.graceful_timeout_s),
         "keepalive": math.ceil(http.idle_timeout_s),
         "max_requests": http.max_requests,
         "max_requests_jitter": http.max_requests_jitter,
+        "accesslog": "-" if http.access_log else None,
         "certfile": http.certfile or None,
         "keyfile": http.keyfile or None,
         "control_socket_disable": True,
@@ -104,7 +106,7 @@ def gunicorn_settings(settings: Settings) -> dict[str, Any]:
 
 
 def _post_fork(arbiter: Any, worker: Any) -> None:
-    die_with(worker.ppid)
+    end_with(worker.ppid, signal.SIGTERM)  # a worker whose master was killed still answers what it has
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Addresses to listen on: can this one be had, is anyone answering there, how does one write it as a URL.
+"""Addresses to listen on: can this one be had, does HTTP answer there, how is it written as a URL.
 
 An address is ``HOST:PORT``, ``[IPV6]:PORT`` or ``unix:PATH``, as ``http.bind`` has it.
 """
@@ -6,6 +6,7 @@ An address is ``HOST:PORT``, ``[IPV6]:PORT`` or ``unix:PATH``, as ``http.bind`` 
 import errno
 import os
 import socket
+import ssl
 import stat
 import time
 from pathlib import Path
@@ -32,12 +33,18 @@ def check(bind: str, wait_s: float = 3.0) -> None:
         time.sleep(0.1)
 
 
-def answers(bind: str) -> bool:
-    """Whether somebody accepts connections there."""
-    family, address = _address(bind, local=True)
-    with socket.socket(family, socket.SOCK_STREAM) as client:
-        client.settimeout(1.0)
-        return client.connect_ex(address) == 0
+def answers(bind: str, *, tls: bool = False, wait_s: float = 0.3) -> bool:
+    """Whether an HTTP server answers there; one whose workers are not yet up only accepts."""
+    try:
+        family, address = _address(bind, local=True)
+        with socket.socket(family, socket.SOCK_STREAM) as client:
+            client.settimeout(wait_s)
+            client.connect(address)
+            with _speak_tls(client) if tls else client as stream:
+                stream.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                return stream.recv(5) == b"HTTP/"
+    except OSError:
+        return False
 
 
 def url(bind: str, *, tls: bool = False) -> str:
@@ -63,13 +70,22 @@ def _refusal(bind: str) -> OSError | None:
     return None
 
 
+def _speak_tls(client: socket.socket) -> ssl.SSLSocket:
+    """Without looking at the certificate: it is our own, and may name any host."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context.wrap_socket(client)
+
+
 def _check_socket_file(bind: str, path: Path) -> None:
     """A socket file that nobody listens on is left over and will be replaced; anything else stays."""
     if path.exists():
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise FileExistsError(errno.EEXIST, "a file that is no socket is there", str(path))
-        if answers(bind):
-            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        with socket.socket(socket.AF_UNIX) as client:
+            if client.connect_ex(str(path)) == 0:
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     elif not os.access(path.parent, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, f"no socket can be made in {path.parent}")
 

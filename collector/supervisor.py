@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from collector import ports, systemd
+from collector import logs, ports, systemd
 from collector.children import Child, Patience, Program
 from collector.settings import Settings, load
 from collector.tables import SettingsError
@@ -174,6 +174,7 @@ def programs() -> list[Program]:
 
 def serve(settings: Settings, config_path: Path | None) -> int:
     """Run the collector until it is told to stop; returns the exit code."""
+    logs.setup(settings.log)
     try:
         SpoolDirectory.open(settings.spool.path)
         for bind in settings.http.binds:
@@ -188,7 +189,7 @@ def serve(settings: Settings, config_path: Path | None) -> int:
     Supervisor(
         programs(),
         environ=environ,
-        is_ready=lambda: ports.answers(bind),
+        is_ready=lambda: ports.answers(bind, tls=bool(settings.http.certfile)),
         on_ready=lambda: print(_welcome(settings), flush=True),
         may_reload=lambda: _sound(config_path),
         patience=Patience(stop_s=settings.http.graceful_timeout_s + STOP_MARGIN_S),
