@@ -17,10 +17,21 @@ class Oddities:
         self._seen: set[tuple[str, str]] = set()
 
     def report(self, path: Path, reason: str) -> None:
-        """Warn about ``path``, unless the same was said before."""
-        if (str(path), reason) not in self._seen:
-            self._seen.add((str(path), reason))
+        """Warn about something that is not ours, unless the same was said before."""
+        if self._first_time(path, reason):
             log.warning("ignored in the spool", extra={"path": str(path), "reason": reason})
+
+    def trouble(self, path: Path, reason: str) -> None:
+        """Ask for a person's help with a file of ours, unless the same was said before; it is tried again later."""
+        if self._first_time(path, reason):
+            log.error("cannot go on with a file of the spool", extra={"path": str(path), "reason": reason})
+
+    def _first_time(self, path: Path, reason: str) -> bool:
+        said = (str(path), reason)
+        if said in self._seen:
+            return False
+        self._seen.add(said)
+        return True
 
     def regular_files(self, directory: Path, suffix: str) -> list[str]:
         """Names of the regular files in ``directory`` that end in ``suffix``, sorted; the others are reported.

@@ -2,56 +2,70 @@
 
 An item is two files in ``_quarantine/FORWARDER/`` (refused events) or ``_quarantine/spool/`` (damage):
 
-    SEGMENT.FIRST-LAST.seg     refused events, as moved records in a sealed segment of their own;
-                               FIRST and LAST are the offsets of the first and last record they come from
-    SEGMENT.START-END.bytes    a damaged range, as it was
-    ….json                     reason, error, attempts, first_seen, last_seen, forwarder, events, …
+    SEGMENT.FIRST-LAST.seg     refused events, as moved records in a sealed segment of their own, so that ids stay;
+                               FIRST and LAST are the offsets of the first and the last record they come from
+    SEGMENT.START-END.bytes    a range of a segment as it was found; 0-SIZE: the whole file
+    ….json                     reason, error, attempts, first_seen, last_seen, forwarder, segment, events, size
+
+A second item of the same range gets ``.2`` behind it. Names and descriptions hold nothing a client sent, but for what
+a destination says about it in ``error``.
+
+The bytes come first and the description second; they go in the opposite order, so an item without a description is
+one that a crash left, and still is an item. Its bytes never change: what is refused again after a replay becomes a
+new item with one attempt more, and the old one goes when the queue is finished with it.
+
+A *replay* is a hard link in a queue, ``0~OWNER~ITEM.seg``: it sorts before all segments, because under load there
+always is a next one. The item stays here until the queue is finished with the link.
+
+Events are known by where they were first accepted. A batch that is repeated after a crash, cut differently or not,
+is refused again and finds its events here.
 """
 
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import uuid as uuids
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Final
 
+from spool import drafts
 from spool.ballast import Ballast
-from spool.directory import SpoolDirectory
-from spool.reader import Damage, Record, SegmentReader
-from spool.record import Origin
+from spool.directory import SpoolDirectory, fsync_directory
+from spool.item import (
+    BYTES_SUFFIX,
+    DESCRIPTION_SUFFIX,
+    ERROR_MAX_CHARS,
+    EVENTS_SUFFIX,
+    Description,
+    Item,
+    ItemName,
+    RefusedRecord,
+    encode_item,
+    event_keys,
+    item_of_link,
+    items_in,
+    read_description,
+    stem_of,
+    utc,
+)
+from spool.known_events import KnownEvents
+from spool.reader import CHUNK_BYTES, Damage, Record, SegmentReader, SegmentUnreadable
+
+__all__ = ["Item", "Quarantine", "QuarantineError", "RefusedRecord"]
+
+log = logging.getLogger(__name__)
+
+DAMAGE_OWNER: Final = "spool"
 
 
 class QuarantineError(Exception):
     """An item cannot be used as asked; the text says why."""
-
-
-class RefusedRecord(NamedTuple):
-    """Refused events of one record. ``payload`` holds just them; ``origin`` says which they are."""
-
-    origin: Origin
-    payload: bytes
-    event_count: int
-    received_ns: int
-
-
-@dataclass(frozen=True)
-class Item:
-    """One item. ``owner`` is the forwarder that refused it, or ``spool``; times are ISO 8601, UTC.
-
-    ``events`` is None where nobody knows. ``queued``: forwarders in whose queue it waits to be replayed.
-    """
-
-    name: str
-    owner: str
-    kind: Literal["events", "bytes"]
-    path: Path
-    size: int
-    reason: str
-    error: str
-    attempts: int
-    first_seen: str
-    last_seen: str
-    events: int | None
-    queued: tuple[str, ...]
 
 
 class Quarantine:
@@ -60,7 +74,7 @@ class Quarantine:
     Owner: anyone; several threads and processes may use their own at the same time. A forwarder's items are added
     by that forwarder's thread only.
     Durable: what an adding method returned from survives a power cut.
-    Errors: OSError and SpoolError when it cannot be written: the caller does not advance.
+    Errors: OSError and SpoolError when it cannot be written, the ballast being spent: the caller does not advance.
     """
 
     def __init__(
@@ -70,7 +84,10 @@ class Quarantine:
         ballast: Ballast | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        raise NotImplementedError
+        self._directory = directory
+        self._ballast = ballast or Ballast(directory)
+        self._wall_ns = wall_ns
+        self._known: dict[str, KnownEvents] = {}
 
     def add_events(
         self,
@@ -85,48 +102,221 @@ class Quarantine:
         """Keep events that ``forwarder`` refused while it was given ``segment`` (the name in its queue).
 
         Returns how many events are new here. Events that are here already (a batch repeated after a crash) are not
-        kept twice: their item counts one more attempt. Which events are known is asked per RefusedRecord: one
-        of which any event is new is kept whole, so give one per event where batches may be cut differently.
+        kept twice: their item counts ``attempts`` more. Which events are known is asked per RefusedRecord: one of
+        which any event is new is kept whole, so give one per event where batches may be cut differently.
         """
-        raise NotImplementedError
+        if not refused:
+            return 0
+        place = self._ballast.spend_on(lambda: self._directory.quarantine(forwarder))
+        known = self._known.get(forwarder) or self._known.setdefault(forwarder, KnownEvents(place))
+        link = item_of_link(segment)
+        item_of = known.items_of(stem_of(segment), refused, besides=link[1] if link and link[0] == forwarder else None)
+        new: list[RefusedRecord] = []
+        repeated: set[str] = set()
+        for record in refused:
+            items = {item_of.get(key) for key in event_keys(record.origin, record.event_count)}
+            if None in items:
+                new.append(record)
+            else:
+                repeated.update(item for item in items if item)
+        said = Description(
+            reason, error=error[:ERROR_MAX_CHARS], attempts=attempts, forwarder=forwarder, segment=segment
+        )
+        for name in repeated:
+            path = place / (name + DESCRIPTION_SUFFIX)
+            before = read_description(path)
+            self._describe(path, replace(said, events=before.events, size=before.size), before)
+        return self._add_item(place, known, new, said, link) if new else 0
 
     def add_damage(self, reader: SegmentReader, damage: Damage) -> bool:
         """Keep a damaged range of a segment that is being read; False when it was kept before."""
-        raise NotImplementedError
+        return self._add_bytes(
+            ItemName(stem_of(reader.name), damage.start, damage.end),
+            Description(damage.reason, segment=reader.name, events=damage.events, size=damage.end - damage.start),
+            chunks := functools.partial(reader.chunks, damage.start, damage.end),
+            lambda path: drafts.publish(self._directory, path, chunks),
+        )
 
     def add_bytes(
         self, segment: str, start: int, end: int, chunks: Iterable[bytes], *, reason: str, events: int | None = None
     ) -> bool:
-        """Keep a range of bytes of a segment; False when it was kept before."""
-        raise NotImplementedError
+        """Keep the bytes of a record that is whole, but means nothing; False when it was kept before."""
+        held = list(chunks)
+        return self._add_bytes(
+            ItemName(stem_of(segment), start, end),
+            Description(reason[:ERROR_MAX_CHARS], segment=segment, events=events, size=end - start),
+            lambda: held,
+            lambda path: drafts.publish(self._directory, path, lambda: held),
+        )
 
     def add_file(self, path: Path, *, reason: str) -> bool:
         """Keep a whole file, by a hard link; the caller then unlinks or finishes its own. False: was kept before."""
-        raise NotImplementedError
+        size = os.lstat(path).st_size
+        return self._add_bytes(
+            ItemName(stem_of(path.name), 0, size),
+            Description(reason, segment=path.name, size=size),
+            lambda: _read_file(path),
+            lambda target: drafts.link(path, target),
+        )
 
     def items(self, owner: str | None = None) -> list[Item]:
         """All items, or those of one owner, by name."""
-        raise NotImplementedError
+        queued: dict[str, list[str]] = {}
+        for forwarder in self._directory.queues():
+            for link in os.listdir(self._directory.queue_root / forwarder):
+                if item_of_link(link):
+                    queued.setdefault(link, []).append(forwarder)
+        with os.scandir(self._directory.quarantine_root) as entries:
+            places = sorted((entry.name, entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+        return [
+            replace(item, queued=tuple(queued.get(item.link, ())))
+            for name, path in places
+            if owner in (None, name)
+            for item in items_in(Path(path), name)
+        ]
 
-    def records(self, item: Item) -> list[Record]:
-        """The refused records of an item. Errors: QuarantineError for damaged bytes; OSError."""
-        raise NotImplementedError
+    def contents(self, item: Item) -> list[Record | Damage]:
+        """The refused records of an item, and what is damaged of it. Errors: QuarantineError; OSError."""
+        if item.kind == "bytes":
+            raise QuarantineError(f"{item.name}: holds damaged bytes, no records; export it to look at them")
+        try:
+            with SegmentReader(item.path) as reader:
+                return list(reader.records())
+        except SegmentUnreadable as exc:
+            raise QuarantineError(f"{item.name}: {exc}; export it to look at the bytes") from exc
+        except FileNotFoundError as exc:
+            raise QuarantineError(f"{item.name}: is not in quarantine any more") from exc
 
     def replay(self, item: Item, *, to: str | None = None) -> bool:
         """Queue an item again, for the forwarder that refused it or for ``to``; False when it is queued already.
 
         It leaves quarantine when that forwarder's `Queue.finish` is called for it. Errors: QuarantineError, OSError.
         """
-        raise NotImplementedError
+        forwarder = to or item.owner
+        if not any(isinstance(part, Record) for part in self.contents(item)):
+            raise QuarantineError(f"{item.name}: holds no whole record")
+        if forwarder not in self._directory.queues():
+            raise QuarantineError(f"{item.name}: there is no queue of a forwarder {forwarder!r}")
+        target = self._directory.queue_root / forwarder / item.link
+        try:
+            return self._ballast.spend_on(lambda: drafts.link(item.path, target))
+        except FileNotFoundError as exc:
+            raise QuarantineError(f"{item.name}: is not in quarantine any more") from exc
 
     def drop(self, item: Item) -> int | None:
-        """Delete an item for good, from queues also; returns how many events were in it. Errors: OSError."""
-        raise NotImplementedError
+        """Delete an item for good, and stop its replay; returns how many events were in it. Errors: OSError."""
+        for forwarder in self._directory.queues():
+            queue = self._directory.queue_root / forwarder
+            with contextlib.suppress(FileNotFoundError):
+                (queue / item.link).unlink()
+                fsync_directory(queue)
+        _remove(item.path)
+        log.warning("quarantined item dropped", extra={"item": item.name, "events": item.description.events})
+        return item.description.events
 
     def export(self, item: Item, to: Path) -> list[Path]:
         """Copy the two files of an item into a directory outside. Errors: OSError (also when they exist there)."""
-        raise NotImplementedError
+        data, description = to / item.path.name, to / item.description_path.name
+        with item.path.open("rb") as source, data.open("xb") as target:
+            shutil.copyfileobj(source, target)
+        with description.open("xb") as target:
+            target.write(item.description.encode())
+        return [data, description]
 
     def replayed(self, link: str) -> bool:
-        """Remove the item behind a queue's link, its events being delivered or refused anew; for `Queue.finish`."""
-        raise NotImplementedError
+        """Remove the item behind a queue's link, its events being delivered or refused anew; for `Queue.finish`.
+
+        False when the link is none of an item, or the item is gone. Errors: OSError.
+        """
+        source = item_of_link(link)
+        if source is None:
+            return False
+        owner, name = source
+        return _remove(self._directory.quarantine_root / owner / (name + EVENTS_SUFFIX))
+
+    def _add_item(
+        self,
+        place: Path,
+        known: KnownEvents,
+        records: Sequence[RefusedRecord],
+        said: Description,
+        link: tuple[str, str] | None,
+    ) -> int:
+        events = sum(record.event_count for record in records)
+        data = encode_item(records, uuid=uuids.uuid4().bytes, created_ns=self._wall_ns())
+        offsets = [record.origin.offset for record in records]
+        for name in ItemName(stem_of(said.segment), min(offsets), max(offsets)).variants():
+            path = place / (name + EVENTS_SUFFIX)
+            if self._ballast.spend_on(functools.partial(drafts.publish, self._directory, path, lambda: [data])):
+                break
+        before = None
+        if link:
+            owner, replayed = link
+            before = read_description(self._directory.quarantine_root / owner / (replayed + DESCRIPTION_SUFFIX))
+        self._describe_new(path, replace(said, events=events, size=len(data)), before)
+        known.add(name)
+        return events
+
+    def _add_bytes(
+        self,
+        wanted: ItemName,
+        description: Description,
+        chunks: Callable[[], Iterable[bytes]],
+        write: Callable[[Path], bool],
+    ) -> bool:
+        place = self._ballast.spend_on(lambda: self._directory.quarantine(DAMAGE_OWNER))
+        for name in wanted.variants():
+            path = place / (name + BYTES_SUFFIX)
+            if self._ballast.spend_on(functools.partial(write, path)):
+                self._describe_new(path, description)
+                return True
+            if _same_bytes(_read_file(path), chunks()):
+                break
+        if not path.with_suffix(DESCRIPTION_SUFFIX).exists():
+            self._describe(path.with_suffix(DESCRIPTION_SUFFIX), description)
+        return False
+
+    def _describe_new(self, path: Path, description: Description, before: Description | None = None) -> None:
+        """Write the description of an item; without one it must not count as kept."""
+        try:
+            self._describe(path.with_suffix(DESCRIPTION_SUFFIX), description, before)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def _describe(self, path: Path, said: Description, before: Description | None = None) -> None:
+        now = utc(self._wall_ns())
+        text = replace(
+            said,
+            attempts=said.attempts + (before.attempts if before else 0),
+            first_seen=before.first_seen if before and before.first_seen else now,
+            last_seen=now,
+        ).encode()
+        self._ballast.spend_on(lambda: drafts.replace(self._directory, path, text))
+
+
+def _read_file(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _same_bytes(one: Iterable[bytes], other: Iterable[bytes]) -> bool:
+    def digest(chunks: Iterable[bytes]) -> bytes:
+        total = hashlib.sha256()
+        for chunk in chunks:
+            total.update(chunk)
+        return total.digest()
+
+    return digest(one) == digest(other)
+
+
+def _remove(path: Path) -> bool:
+    """Delete both files of an item; False when it was gone."""
+    path.with_suffix(DESCRIPTION_SUFFIX).unlink(missing_ok=True)
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    fsync_directory(path.parent)
+    return True

@@ -1,13 +1,47 @@
-"""A forwarder's queue: a directory of hard links to sealed segments, *what this forwarder still has to do*."""
+"""A forwarder's queue: a directory of hard links to sealed segments, *what this forwarder still has to do*.
 
+    _spool/NAME.seg ──► link into every _queue/FORWARDER/, fsync each, then unlink from _spool
+                        _queue/FORWARDER/NAME.seg ──► delivered: unlink; the bytes go with the last link
+
+So a forwarder needs no room to finish, shares no state with its neighbours and agrees with nobody; a crash in between
+leaves a link that is made again (EEXIST is fine) or a segment that is sent again. What cannot be linked stays in
+``_spool`` for the next time.
+
+A segment that is there twice under two names (somebody copied it) is forwarded twice, with the same ids.
+
+Why the directory is not read at every poll: a listing of 50,000 names costs 50 ms, and finishing a segment changes
+the directory. It is read when the known names are used up; before that, only when it has changed and at most a
+fiftieth of the time goes into reading it.
+"""
+
+import bisect
+import contextlib
+import errno
+import filecmp
+import functools
+import logging
+import os
+import threading
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
-from spool.ballast import Ballast
-from spool.directory import SpoolDirectory
+from spool.ballast import Ballast, is_full
+from spool.directory import DIRECTORY_MODE, SEALED_SUFFIX, SpoolDirectory, fsync_directory
+from spool.item import item_of_link
 from spool.oddities import Oddities
+from spool.quarantine import Quarantine
+
+log = logging.getLogger(__name__)
+
+DISTRIBUTE_AT_ONCE: Final = 256  # segments per round of links, fsyncs and unlinks
+READ_SHARE: Final = 1 / 50
+SETTLED_NS: Final = 1_000_000_000
+_THIS_FILE_ONLY: Final = {errno.EPERM, errno.EACCES, errno.EMLINK}
+_UNLINKING: Final = threading.Lock()  # without it two queues that finish a segment at once see each other's link
+_NEW_PREFIX: Final = ".new-"  # no forwarder's name begins with a dot
 
 
 def distribute(
@@ -16,21 +50,71 @@ def distribute(
     *,
     ballast: Ballast | None = None,
     oddities: Oddities | None = None,
+    released: Callable[[int], None] = lambda size: None,
 ) -> int:
     """Hand every sealed segment in ``_spool`` to every forwarder; returns how many left ``_spool``.
 
-    With no forwarder they stay. Errors: OSError, SpoolError (what was handed out until then is).
+    With no forwarder they stay. ``released`` is told the bytes of a segment that every forwarder had finished before
+    it was unlinked here, as `Queue.finish` returns them. Errors: OSError, SpoolError.
     """
-    raise NotImplementedError
+    oddities = oddities or Oddities()
+    ballast = ballast or Ballast(directory)
+    ballast.refill()
+    queues = [directory.queue(name) for name in forwarder_names]
+    if not queues:
+        return 0
+    names = iter(oddities.regular_files(directory.sealed, SEALED_SUFFIX))
+    done, full = 0, False
+    while not full and (some := list(islice(names, DISTRIBUTE_AT_ONCE))):
+        linked = []
+        for name in some:
+            try:
+                if _hand_out(directory.sealed / name, queues, ballast, oddities):
+                    linked.append(name)
+            except OSError as exc:
+                if not is_full(exc):
+                    raise
+                full = True
+                log.warning("disk full, segments wait to be handed out", extra={"segment": name})
+                break
+        for queue in queues:
+            fsync_directory(queue)
+        for name in linked:
+            with contextlib.suppress(FileNotFoundError):
+                if size := _unlink(directory.sealed / name):
+                    released(size)
+        done += len(linked)
+    return done
 
 
 def start_queue(directory: SpoolDirectory, forwarder: str, *, start: Literal["oldest", "now"]) -> int:
     """Make the queue of a new forwarder; returns how many segments are in it from the start.
 
-    ``oldest``: everything that is still in any other queue, or retained; ``now``: empty. A forwarder that has a
-    queue keeps it as it is. Call it before `distribute` names the forwarder. Errors: OSError, SpoolError.
+    ``oldest``: everything that is still in any other queue, or retained; ``now``: empty, but what lies in ``_spool``
+    still comes (hand it to the others before). A forwarder that has a queue keeps it as it is. Call it before
+    `distribute` names the forwarder. Errors: OSError, SpoolError.
+
+    Why a rename at the end: a queue that exists is complete, also when this was interrupted.
     """
-    raise NotImplementedError
+    if forwarder in directory.queues():
+        return 0
+    directory.quarantine(forwarder)  # while there is room; and it refuses what cannot be a name
+    new = directory.queue_root / f"{_NEW_PREFIX}{forwarder}"
+    with contextlib.suppress(FileExistsError):
+        new.mkdir(mode=DIRECTORY_MODE)
+    if start == "oldest":
+        for place in [directory.retain, *(directory.queue_root / name for name in directory.queues())]:
+            for name in os.listdir(place):
+                if name.endswith(SEALED_SUFFIX) and not item_of_link(name):
+                    # somebody may finish it just now; it may be in several queues
+                    with contextlib.suppress(FileNotFoundError, FileExistsError):
+                        os.link(place / name, new / name, follow_symlinks=False)
+    fsync_directory(new)
+    count = len(os.listdir(new))
+    os.rename(new, directory.queue_root / forwarder)
+    fsync_directory(directory.queue_root)
+    log.info("queue started", extra={"forwarder": forwarder, "start": start, "segments": count})
+    return count
 
 
 class Queue:
@@ -38,10 +122,8 @@ class Queue:
 
     Owner: one thread. Segments come in by `distribute`, `start_queue` and `Quarantine.replay`, also from other
     processes, and not always in the order of their names: ask `next_segment` anew for each.
-    ``path``: the directory; a segment NAME is the file ``path / NAME``.
+    ``path``: the directory; a segment NAME is the file ``path / NAME``. Memory: about 250 bytes per segment.
     """
-
-    path: Path
 
     def __init__(
         self,
@@ -51,29 +133,46 @@ class Queue:
         oddities: Oddities | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        raise NotImplementedError
+        self.path = directory.queue(forwarder)
+        self._forwarder = forwarder
+        self._quarantine = Quarantine(directory)
+        self._oddities = oddities or Oddities()
+        self._monotonic = monotonic
+        self._names: list[str] = []  # sorted
+        self._sizes: dict[str, int] = {}
+        self._bytes = 0
+        self._undeletable: set[str] = set()
+        self._settled: int | None = None  # st_mtime_ns of the directory as it was read, when that was old enough
+        self._read_at = 0.0
+        self._read_took_s = 0.0
+        self._read()
 
     def next_segment(self, skip: Container[str] = ()) -> str | None:
         """The first pending segment that is not in ``skip`` (those the caller is reading); None: no more."""
-        raise NotImplementedError
+        self.refresh()
+        return next((name for name in self._names if name not in skip), None)
 
     def segments(self) -> list[str]:
         """All pending segments in the order of their names, which is nearly that of their creation."""
-        raise NotImplementedError
-
-    def refresh(self) -> None:
-        """Read the directory, if it may have changed and reading it is not too dear."""
-        raise NotImplementedError
+        self.refresh()
+        return self._names.copy()
 
     @property
     def count(self) -> int:
-        """Pending segments."""
-        raise NotImplementedError
+        """Pending segments, as last read."""
+        return len(self._names)
 
     @property
     def bytes(self) -> int:
-        """Pending bytes, finished parts of the first segments included."""
-        raise NotImplementedError
+        """Pending bytes, as last read; those of a half read segment count whole."""
+        return self._bytes
+
+    def refresh(self) -> None:
+        """Read the directory, if it may have changed and reading it is not too dear. Errors: OSError."""
+        if self._names and self._monotonic() - self._read_at < self._read_took_s / READ_SHARE:
+            return
+        if os.stat(self.path).st_mtime_ns != self._settled:
+            self._read()
 
     def finish(self, segment: str) -> int:
         """Take a segment out of the queue, everything of it being delivered or in quarantine.
@@ -82,12 +181,99 @@ class Queue:
         subtracted from the backlog. A segment that is gone already is logged. One that cannot be unlinked is
         logged, no longer pending, and tried again later. Finishing a replay also removes its item from quarantine.
         """
-        raise NotImplementedError
+        path = self.path / segment
+        released = 0
+        try:
+            item_removed = self._quarantine.replayed(segment)  # before the link: a crash in between repeats both
+            size = _unlink(path)
+            released = 0 if item_of_link(segment) else size  # a replay's bytes never were in the backlog
+            if item_removed:
+                log.info("replay finished", extra={"forwarder": self._forwarder, "item": segment})
+        except FileNotFoundError:
+            self.lost(segment)
+        except OSError as exc:
+            self._oddities.trouble(path, f"delivered, but cannot be removed: {exc}")
+            self._undeletable.add(segment)
+        self._forget(segment)
+        return released
 
     def lost(self, segment: str) -> None:
-        """Take a segment out of the queue whose file is missing: somebody removed it; logged as lost."""
-        raise NotImplementedError
+        """Take a segment out of the queue whose file is missing."""
+        self._forget(segment)
+        if item_of_link(segment):
+            log.info("replay was dropped", extra={"forwarder": self._forwarder, "item": segment})
+        else:
+            log.error("segment removed by somebody else", extra={"forwarder": self._forwarder, "segment": segment})
 
     def sync(self) -> None:
         """Make the unlinks so far survive a power cut (else finished segments may come back and are sent again)."""
-        raise NotImplementedError
+        fsync_directory(self.path)
+
+    def _forget(self, segment: str) -> None:
+        if segment in self._sizes:
+            self._bytes -= self._sizes.pop(segment)
+            del self._names[bisect.bisect_left(self._names, segment)]
+
+    def _read(self) -> None:
+        self._read_at = self._monotonic()
+        for name in list(self._undeletable):
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink(missing_ok=True)
+                self._undeletable.discard(name)
+        changed = os.stat(self.path).st_mtime_ns
+        names = self._oddities.regular_files(self.path, SEALED_SUFFIX)
+        # a change in the same clock tick as this reading would leave the same time stamp
+        self._settled = changed if time.time_ns() - changed > SETTLED_NS else None
+        if self._undeletable:
+            names = [name for name in names if name not in self._undeletable]
+        sizes = {name: size for name in names if (size := self._size_of(name)) is not None}
+        self._names = names if len(sizes) == len(names) else list(sizes)
+        self._sizes = sizes
+        self._bytes = sum(sizes.values())
+        self._read_took_s = self._monotonic() - self._read_at
+
+    def _size_of(self, name: str) -> int | None:
+        known = self._sizes.get(name)
+        if known is not None:
+            return known
+        try:
+            return os.lstat(self.path / name).st_size
+        except FileNotFoundError:
+            return None  # finished by `forget`, or removed, just now
+
+
+def _hand_out(path: Path, queues: Sequence[Path], ballast: Ballast, oddities: Oddities) -> bool:
+    """Link one segment into every queue; False when it has to stay in ``_spool``."""
+    for queue in queues:
+        target = queue / path.name
+        try:
+            ballast.spend_on(functools.partial(os.link, path, target, follow_symlinks=False))
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):  # finished between the two looks: linked again the next time
+                if _same(path, target):
+                    continue
+                oddities.trouble(path, f"another segment of that name is in the queue of {queue.name}")
+            return False
+        except FileNotFoundError:
+            if path.exists():
+                raise  # the queue is gone
+            return False
+        except OSError as exc:
+            if exc.errno not in _THIS_FILE_ONLY:
+                raise
+            oddities.trouble(path, f"not handed out: {exc}")
+            return False
+    return True
+
+
+def _same(path: Path, other: Path) -> bool:
+    """Whether two files are one file, or a copy of it. Errors: OSError."""
+    return os.path.samestat(os.lstat(path), os.lstat(other)) or filecmp.cmp(path, other, shallow=False)
+
+
+def _unlink(path: Path) -> int:
+    """Unlink a segment; returns its bytes when this was the last link. Errors: OSError."""
+    with _UNLINKING:
+        status = os.lstat(path)
+        path.unlink()
+    return status.st_size if status.st_nlink == 1 else 0

@@ -94,6 +94,8 @@ class SegmentReader:
     Life:  a context manager; holds one descriptor and at most one chunk (or one record, if larger) in memory.
     Units: offsets are bytes from the beginning of the file. ``size`` is the file's size when it was opened.
     ``rebuilt``: the header was damaged and has been made anew from the file name.
+    ``events``: how many events the segment holds up to where `records` has come, lost ones included; from its start
+    or from the first record on, else None. Behind the seal (at ``size - SEAL_BYTES``) it is the whole segment's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -111,7 +113,7 @@ class SegmentReader:
             self.close()
             raise
         self._seed = seed_of(self.header.uuid)
-        self._events: int | None = None  # events of the segment before the position reached, lost ones included
+        self.events: int | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -136,10 +138,10 @@ class SegmentReader:
     def records(self, start: int = 0) -> Iterator[Record | Damage]:
         """Everything from byte ``start``: 0, or the ``end`` of a record or damage that was yielded before."""
         position = start
-        self._events = None
+        self.events = None
         if start < self.header.header_len:
             position = min(self.header.header_len, self.size)
-            self._events = 0
+            self.events = 0
             if self.rebuilt and self.size:
                 yield Damage(0, position, "the segment header is damaged; it was rebuilt from the file name", events=0)
         while position < self.size:
@@ -169,7 +171,7 @@ class SegmentReader:
 
     def _whole_records(self, position: int) -> Generator[Record, None, int]:
         """Yield whole records from ``position`` on; returns where the first begins that is not."""
-        uuid, seed, size, events = self.header.uuid, self._seed, self.size, self._events
+        uuid, seed, size, events = self.header.uuid, self._seed, self.size, self.events
         unpack, crc32, make = RECORD_HEADER.unpack_from, zlib.crc32, tuple.__new__
         data, base = b"", position
         while position + RECORD_HEADER_BYTES <= size:
@@ -206,7 +208,7 @@ class SegmentReader:
                 origin, payload = moved
             start, position, events = position, end, ordinal + count
             yield make(Record, (start, end, received_ns, count, ordinal, payload, uuid, origin))
-        self._events = events
+        self.events = events
         return position
 
     def _damage(self, start: int) -> Generator[Damage, None, int]:
@@ -221,11 +223,11 @@ class SegmentReader:
             reason = "the payload does not match its checksum" if end == claimed else "no whole record here"
         if header and end == claimed:
             yield Damage(start, end, reason, events=header.event_count)
-            self._events = header.ordinal + header.event_count
+            self.events = header.ordinal + header.event_count
             return end
         if end < self.size:
             following = self._header_at(end)
-            lost = None if following is None or self._events is None else following.ordinal - self._events
+            lost = None if following is None or self.events is None else following.ordinal - self.events
             yield Damage(start, end, reason, events=lost)
             return end
         written = self._end_of_data(start)

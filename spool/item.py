@@ -1,0 +1,189 @@
+"""One item of the quarantine: its names, its description, and the segment that refused events are kept in.
+
+What items are for, and how they come and go, is in `spool.quarantine`.
+"""
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal, NamedTuple, Self
+
+from spool.directory import OPEN_SUFFIX, SEALED_SUFFIX
+from spool.record import (
+    Entry,
+    Origin,
+    RecordType,
+    SegmentHeader,
+    encode_moved,
+    encode_records,
+    encode_seal,
+    encode_segment_header,
+    seed_of,
+)
+
+EVENTS_SUFFIX: Final = ".seg"
+BYTES_SUFFIX: Final = ".bytes"
+DESCRIPTION_SUFFIX: Final = ".json"
+ERROR_MAX_CHARS: Final = 4000
+
+_ITEM_NAME: Final = re.compile(r"(?P<segment>.+)\.(?P<first>\d+)-(?P<last>\d+)(?:\.(?P<again>\d+))?")
+_FOREIGN: Final = re.compile(r"[^A-Za-z0-9_.-]")
+_LINK_MARK: Final = "0"
+_LINK_SEPARATOR: Final = "~"  # in no forwarder's name and in no item's
+
+EventKey = tuple[bytes, int, int]
+"""Which event: segment uuid, record offset and index of where it was first accepted."""
+
+
+class RefusedRecord(NamedTuple):
+    """Refused events of one record. ``payload`` holds just them; ``origin`` says which they are."""
+
+    origin: Origin
+    payload: bytes
+    event_count: int
+    received_ns: int
+
+
+class ItemName(NamedTuple):
+    """The name of an item, taken apart; ``segment`` is without suffix."""
+
+    segment: str
+    first: int
+    last: int
+
+    @classmethod
+    def parse(cls, name: str) -> Self | None:
+        """Take apart an item's name (without suffix); None when it is none."""
+        match = _ITEM_NAME.fullmatch(name)
+        return cls(match["segment"], int(match["first"]), int(match["last"])) if match else None
+
+    def variants(self) -> Iterator[str]:
+        """The name, and those to take in its place when there is an item of that name."""
+        name = f"{self.segment}.{self.first}-{self.last}"
+        yield name
+        for number in itertools.count(2):
+            yield f"{name}.{number}"
+
+
+@dataclass(frozen=True)
+class Description:
+    """The ``.json`` beside an item. Times are ISO 8601, UTC; ``events`` is None where nobody knows."""
+
+    reason: str
+    error: str = ""
+    attempts: int = 1
+    first_seen: str = ""
+    last_seen: str = ""
+    forwarder: str | None = None
+    segment: str = ""
+    events: int | None = None
+    size: int = 0
+
+    def encode(self) -> bytes:
+        """One JSON object."""
+        return json.dumps(self.__dict__, indent=1).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Undo `encode`. Errors: ValueError, TypeError when it is something else."""
+        return cls(**json.loads(data))
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item. ``owner`` is the forwarder that refused it, or ``spool``; ``path`` is the file with the bytes.
+
+    ``queued``: forwarders in whose queue it waits to be replayed.
+    """
+
+    name: str
+    owner: str
+    kind: Literal["events", "bytes"]
+    path: Path
+    size: int
+    description: Description
+    queued: tuple[str, ...] = field(default=())
+
+    @property
+    def description_path(self) -> Path:
+        """The file with the description; it may be missing."""
+        return self.path.with_name(self.name + DESCRIPTION_SUFFIX)
+
+    @property
+    def link(self) -> str:
+        """The item's name in a queue that it is replayed through."""
+        return _LINK_SEPARATOR.join((_LINK_MARK, self.owner, self.name)) + SEALED_SUFFIX
+
+
+def item_of_link(segment: str) -> tuple[str, str] | None:
+    """Owner and name of the item behind a file name in a queue; None when it is an ordinary segment."""
+    parts = segment.removesuffix(SEALED_SUFFIX).split(_LINK_SEPARATOR)
+    return (parts[1], parts[2]) if len(parts) == 3 and parts[0] == _LINK_MARK else None
+
+
+def stem_of(segment: str) -> str:
+    """What an item's name says of the segment it comes from: its name without suffix, or that of the item replayed."""
+    link = item_of_link(segment)
+    name = ItemName.parse(link[1]) if link else None
+    stem = name.segment if name else segment.removesuffix(SEALED_SUFFIX).removesuffix(OPEN_SUFFIX)
+    return _FOREIGN.sub("_", stem)[:100]
+
+
+def read_description(path: Path) -> Description:
+    """The description of an item; one that is missing or damaged says so. Errors: OSError."""
+    try:
+        return Description.decode(path.read_bytes())
+    except FileNotFoundError:
+        return Description("the description is missing")
+    except (ValueError, TypeError):
+        return Description("the description is damaged")
+
+
+def event_keys(origin: Origin, event_count: int) -> list[EventKey]:
+    """Which events a record holds."""
+    indexes: Iterable[int] = origin.indexes or range(event_count)
+    return [(origin.uuid, origin.offset, index) for index in indexes]
+
+
+def encode_item(refused: Sequence[RefusedRecord], *, uuid: bytes, created_ns: int) -> bytes:
+    """A sealed segment of moved records."""
+    header = encode_segment_header(SegmentHeader(uuid, created_ns))
+    entries: list[Entry] = [
+        (encode_moved(record.origin, record.payload), record.event_count, record.received_ns, RecordType.MOVED)
+        for record in refused
+    ]
+    seed = seed_of(uuid)
+    records, events = encode_records(entries, seed=seed, offset=len(header), ordinal=0)
+    end = len(header) + len(records)
+    seal: list[Entry] = [(encode_seal(end), events, created_ns, RecordType.SEAL)]
+    return header + records + encode_records(seal, seed=seed, offset=end, ordinal=events)[0]
+
+
+def utc(wall_ns: int) -> str:
+    """Nanoseconds since 1970 as ISO 8601 with milliseconds."""
+    return datetime.fromtimestamp(wall_ns // 1_000_000 / 1000, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def items_in(place: Path, owner: str) -> Iterator[Item]:
+    """The items in a directory, by name; other files are passed over."""
+    for file in sorted(os.listdir(place)):
+        name, suffix = os.path.splitext(file)
+        if suffix not in (EVENTS_SUFFIX, BYTES_SUFFIX) or ItemName.parse(name) is None:
+            continue
+        try:
+            size = os.lstat(place / file).st_size
+        except FileNotFoundError:
+            continue  # its replay ended just now
+        yield Item(
+            name,
+            owner,
+            "events" if suffix == EVENTS_SUFFIX else "bytes",
+            place / file,
+            size,
+            read_description(place / (name + DESCRIPTION_SUFFIX)),
+        )

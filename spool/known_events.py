@@ -1,0 +1,51 @@
+"""Which refused events are in quarantine already, so that a repeated batch is not kept twice."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from spool.item import EVENTS_SUFFIX, EventKey, ItemName, RefusedRecord, event_keys
+from spool.reader import Record, SegmentReader, SegmentUnreadable
+
+
+class KnownEvents:
+    """The items of refused events in one forwarder's quarantine.
+
+    Owner: the one thread that adds to them. Names are read once and kept (about 150 bytes each); items are read when
+    a refusal falls into their range, which is after a crash, and at the edges of batches.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._names: dict[str, list[str]] = {}
+        for file in os.listdir(place):
+            name = file.removesuffix(EVENTS_SUFFIX)
+            if name != file:
+                self.add(name)
+
+    def add(self, name: str) -> None:
+        """Remember a new item."""
+        parsed = ItemName.parse(name)
+        if parsed:
+            self._names.setdefault(parsed.segment, []).append(name)
+
+    def items_of(self, stem: str, refused: Sequence[RefusedRecord], *, besides: str | None) -> dict[EventKey, str]:
+        """Which events around ``refused`` are here, and in which item; the item ``besides`` is on its way out."""
+        first = min(record.origin.offset for record in refused)
+        last = max(record.origin.offset for record in refused)
+        names = self._names.get(stem, [])
+        found: dict[EventKey, str] = {}
+        for name in list(names):
+            parsed = ItemName.parse(name)
+            if name == besides or parsed is None or parsed.last < first or parsed.first > last:
+                continue
+            try:
+                with SegmentReader(self._place / (name + EVENTS_SUFFIX)) as reader:
+                    for part in reader.records():
+                        if isinstance(part, Record) and part.origin:
+                            found.update(dict.fromkeys(event_keys(part.origin, part.event_count), name))
+            except FileNotFoundError:
+                names.remove(name)  # dropped by a person, or its replay is done
+            except SegmentUnreadable:
+                continue  # its events will be kept once more
+        return found
