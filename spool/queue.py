@@ -163,7 +163,7 @@ class Queue:
         return len(self._names)
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """Pending bytes, as last read; those of a half read segment count whole."""
         return self._bytes
 

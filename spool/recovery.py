@@ -161,8 +161,7 @@ def _salvage_readable(
     ballast.spend_on(lambda: os.rename(reader.path, target))
     fsync_directory(directory.sealed)
     fsync_directory(directory.opened)
-    result = replace(found.result, segment=target.name, size=os.fstat(descriptor).st_size)
-    return result
+    return replace(found.result, segment=target.name, size=os.fstat(descriptor).st_size)
 
 
 @dataclass
