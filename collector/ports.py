@@ -33,16 +33,21 @@ def check(bind: str, wait_s: float = 3.0) -> None:
         time.sleep(0.1)
 
 
-def answers(bind: str, *, tls: bool = False, wait_s: float = 0.3) -> bool:
-    """Whether an HTTP server answers there; one whose workers are not yet up only accepts."""
+def answers(bind: str, wait_s: float = 1.0) -> bool:
+    """Whether somebody accepts connections there."""
     try:
-        family, address = _address(bind, local=True)
-        with socket.socket(family, socket.SOCK_STREAM) as client:
-            client.settimeout(wait_s)
-            client.connect(address)
-            with _speak_tls(client) if tls else client as stream:
-                stream.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                return stream.recv(5) == b"HTTP/"
+        _connect(bind, wait_s).close()
+    except OSError:
+        return False
+    return True
+
+
+def speaks_http(bind: str, *, tls: bool, wait_s: float = 0.3) -> bool:
+    """Whether a request is answered there: a server whose workers are not yet up only accepts it."""
+    try:
+        with _connect(bind, wait_s) as client, _speak_tls(client) if tls else client as stream:
+            stream.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            return stream.recv(5) == b"HTTP/"
     except OSError:
         return False
 
@@ -70,6 +75,18 @@ def _refusal(bind: str) -> OSError | None:
     return None
 
 
+def _connect(bind: str, wait_s: float) -> socket.socket:
+    family, address = _address(bind, local=True)
+    client = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        client.settimeout(wait_s)
+        client.connect(address)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
 def _speak_tls(client: socket.socket) -> ssl.SSLSocket:
     """Without looking at the certificate: it is our own, and may name any host."""
     context = ssl.create_default_context()
@@ -83,9 +100,8 @@ def _check_socket_file(bind: str, path: Path) -> None:
     if path.exists():
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise FileExistsError(errno.EEXIST, "a file that is no socket is there", str(path))
-        with socket.socket(socket.AF_UNIX) as client:
-            if client.connect_ex(str(path)) == 0:
-                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        if answers(bind):
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     elif not os.access(path.parent, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, f"no socket can be made in {path.parent}")
 

@@ -189,7 +189,7 @@ def serve(settings: Settings, config_path: Path | None) -> int:
     Supervisor(
         programs(),
         environ=environ,
-        is_ready=lambda: ports.answers(bind, tls=bool(settings.http.certfile)),
+        is_ready=lambda: ports.speaks_http(bind, tls=bool(settings.http.certfile)),
         on_ready=lambda: print(_welcome(settings), flush=True),
         may_reload=lambda: _sound(config_path),
         patience=Patience(stop_s=settings.http.graceful_timeout_s + STOP_MARGIN_S),

@@ -25,19 +25,19 @@ NOBODY_IMPORTS = {"scripts", "tests"}
 
 #: Library → the modules of ours that may know it. A library that is not named here is not to be imported.
 KNOWN_TO = {
-    "click": ["collector/cli*.py", "collector/commands/*.py"],
+    "click": ["collector/cli*.py"],
     "falcon": ["collector/app.py", "collector/resources/*.py"],
-    "gunicorn": ["collector/http_server.py", "collector/worker*.py"],
-    "httptools": ["collector/worker*.py", "collector/http_*.py"],
+    "gunicorn": ["collector/http_server.py", "collector/worker.py"],
+    "httptools": ["collector/http_parser.py"],
     "influxdb_client": ["forwarders/influxdb*.py"],
     "msgpack": ["formats/*.py"],
     "msgspec": ["*.py"],
-    "pika": ["forwarders/rabbitmq*.py"],
+    "pika": ["forwarders/amqp*.py", "forwarders/rabbitmq*.py"],
     "prometheus_client": ["collector/exposition.py"],
-    "rich": ["collector/cli*.py", "collector/commands/*.py"],
+    "rich": ["collector/cli*.py"],
     "thriftpy2": ["formats/thrift_*.py"],
     "urllib3": ["forwarders/influxdb*.py"],
-    "uvloop": ["collector/worker*.py"],
+    "uvloop": ["collector/worker.py"],
     "zstandard": ["formats/content_encoding.py", "forwarders/archive*.py"],
 }
 

@@ -257,7 +257,8 @@ def test_an_address_in_use_is_refused_with_advice() -> None:
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
 
-        assert not ports.answers(bind, wait_s=0.05)  # it listens, and says nothing
+        assert ports.answers(bind)
+        assert not ports.speaks_http(bind, tls=False, wait_s=0.05)
         with pytest.raises(ports.CannotListen, match=rf"cannot listen on {bind}: another process listens there"):
             ports.check(bind, wait_s=0.0)
 
