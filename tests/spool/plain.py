@@ -123,7 +123,7 @@ def run_under_strace(script: str, directory: SpoolDirectory, *arguments: str) ->
 
 
 _CHILD = """
-import sys
+import atexit, logging, sys
 from pathlib import Path
 from spool.directory import SpoolDirectory
 from spool.writer import SpoolUnavailable, SpoolWriter
@@ -139,7 +139,7 @@ def put(writer, payload, *, sync):
     except SpoolUnavailable as exc:
         lines.append("- " + exc.reason)
 
-import atexit
+logging.getLogger().addHandler(logging.NullHandler())
 atexit.register(lambda: sys.stdout.write("".join(line + "\\n" for line in lines)))
 """
 
