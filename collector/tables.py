@@ -18,7 +18,7 @@ import msgspec
 
 T = TypeVar("T")
 
-_URL_PASSWORD = re.compile(r"://[^/@:\s]*:[^/\s]+@")
+_URL_PASSWORD = re.compile(r"://(?!guest:guest@)[^/@:\s]*:[^/\s]+@")  # RabbitMQ's guest is no secret
 _URL_MAY_HOLD_PASSWORD = re.compile(r"(://[^/@:\s]*):\S*@")  # up to the last @: passwords are not always escaped
 _SECRET_KEY = re.compile(r"(^|_)(password|passwd|secret|token|api_key|access_key)$")
 _UNITS = {"bytes": "bytes", "s": "seconds", "ms": "milliseconds", "per_s": "a second"}
@@ -120,7 +120,7 @@ class Reader:
             variable = "COLLECTOR_" + path.upper().replace(".", "__")
             self.errors.append(f"{given.source}: {path}: secrets are not written here: set {variable} or {path}_file")
             return None
-        for value in (given.value, given.text):
+        for value in (given.value,) if given.text is None else (given.value, given.text):
             try:
                 return msgspec.convert(value, hint, dec_hook=_path)
             except msgspec.ValidationError:

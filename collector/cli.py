@@ -1,0 +1,91 @@
+"""The command ``collector``. Each command parses, calls one function, prints what changed.
+
+Exit codes: 0 done, 1 failed (or something is wrong), 2 wrong usage, 75 another process has the lock, 78 bad settings.
+What a command needs is imported when it runs, so that ``--help`` is quick.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+import collector
+from collector.cli_config import config
+from collector.cli_quarantine import quarantine
+from collector.cli_settings import Failed, config_option, settings_option
+from collector.cli_spool import spool
+from collector.cli_status import status
+
+if TYPE_CHECKING:
+    from collector.settings import Settings
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@config_option
+@click.version_option(collector.__version__, prog_name="collector")
+def cli(config: Path | None) -> None:
+    """Collects events over HTTP, keeps them on disk, and forwards them."""
+
+
+@cli.command()
+@settings_option
+def serve(settings: "Settings") -> None:
+    """Run the collector: HTTP workers and the flusher, until SIGTERM."""
+    from collector import logs, supervisor
+
+    logs.setup(settings.log)
+    sys.exit(supervisor.serve(settings, settings.path))
+
+
+@cli.command()
+@click.option("--once", is_flag=True, help="Send what is in the spool now, then end.")
+@settings_option
+def flush(settings: "Settings", once: bool) -> None:
+    """Run the flusher alone: forward what is in the spool, until SIGTERM."""
+    from collector import logs, wiring
+    from forwarders.flusher import EXIT_LOCKED, Locked
+
+    logs.setup(settings.log)
+    if not once:
+        sys.exit(wiring.run_flusher(settings))
+    try:
+        delivered = wiring.build_flusher(settings).flush_once()
+    except Locked as exc:
+        click.echo(f"{exc}: another flusher works on this spool", err=True)
+        sys.exit(EXIT_LOCKED)
+    click.echo("all is delivered" if delivered else "not all is delivered: see collector status")
+    sys.exit(0 if delivered else 1)
+
+
+@cli.command()
+@click.argument("file", type=click.File("rb"), default="-")
+@click.option("--url", help="http://HOST:PORT or unix:PATH  [default: the first http.bind of the settings]")
+@click.option("--batch", type=click.IntRange(min=1), default=1000, show_default=True, help="Events a request.")
+@click.option("--tries", type=click.IntRange(min=1), default=10, show_default=True, help="Give up after so many 503.")
+@settings_option
+def send(settings: "Settings", file: BinaryIO, url: str | None, batch: int, tries: int) -> None:
+    """Post the events in FILE (JSON lines or arrays; - or nothing: standard input) to a running collector."""
+    from collector import ports
+    from collector.send import CannotSend, documents
+    from collector.send import send as send_all
+
+    url = url or ports.url(settings.http.binds[0], tls=bool(settings.http.certfile))
+    try:
+        sent = send_all(
+            documents(file), url, max_events=batch, tries=tries, tell=lambda said: click.echo(said, err=True)
+        )
+    except CannotSend as exc:
+        raise Failed(str(exc)) from exc
+    click.echo(f"{sent.accepted} events accepted, {sent.rejected} rejected")
+    if sent.rejected:
+        sys.exit(1)
+
+
+for command in (config, quarantine, spool, status):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    cli(prog_name="collector")

@@ -1,0 +1,56 @@
+"""How commands print: columns, sizes, ages, and a progress bar where somebody watches."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import click
+
+T = TypeVar("T")
+
+_WIDE = 10_000  # columns are cut for a person's terminal only: a program gets all of it
+_PROGRESS_FROM = 50
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under their headings; nothing but the headings' absence says that there are none."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        click.echo("nothing")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in head:
+        table.add_column(name, justify="right" if name in ("SIZE", "EVENTS", "SEGMENTS", "TRIES") else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, highlight=False).print(table)
+
+
+def progress(items: Sequence[T], what: str) -> Iterable[T]:
+    """The items, behind a progress bar when there are many and a person watches."""
+    if len(items) < _PROGRESS_FROM or not sys.stderr.isatty():
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, what, console=Console(stderr=True))
+
+
+def size(count: object) -> str:
+    """A number of bytes, to be read by a person."""
+    amount = float(str(count))
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def age(seconds: float) -> str:
+    """A span of time, to be read by a person."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

@@ -1,0 +1,175 @@
+"""``collector quarantine``: what is kept for a person, and the only ways in which it leaves."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from collector.cli_output import columns, progress, size
+from collector.cli_settings import Failed, json_option, settings_option
+from collector.cli_spool import open_spool, print_events
+
+if TYPE_CHECKING:
+    from collector.settings import Settings
+    from spool.quarantine import Item, Quarantine
+
+
+@click.group()
+def quarantine() -> None:
+    """Events that a destination refused for good, and bytes that are no events any more."""
+
+
+@quarantine.command()
+@click.argument("owner", required=False)
+@json_option
+@settings_option
+def ls(settings: "Settings", owner: str | None, as_json: bool) -> None:
+    """List the items: all, or those of one forwarder, or of spool (damage)."""
+    items = _quarantine(settings).items(owner)
+    if as_json:
+        click.echo(json.dumps([_as_json(each) for each in items]))
+        return
+    rows = [
+        [
+            each.owner,
+            each.name,
+            "?" if each.description.events is None else str(each.description.events),
+            size(each.size),
+            str(each.description.attempts),
+            each.description.last_seen,
+            " ".join([each.description.reason, *(f"(queued for {name})" for name in each.queued)]),
+        ]
+        for each in items
+    ]
+    columns(["OWNER", "ITEM", "EVENTS", "SIZE", "TRIES", "LAST SEEN", "WHY"], rows)
+
+
+@quarantine.command()
+@click.argument("item")
+@click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="Print this many events.")
+@json_option
+@settings_option
+def show(settings: "Settings", item: str, limit: int, as_json: bool) -> None:
+    """Say why an item is here, and print its events as JSON lines."""
+    from collector.spool_view import decode_records
+    from spool.quarantine import QuarantineError
+
+    place = _quarantine(settings)
+    found = _one(place, item)
+    if as_json:
+        click.echo(json.dumps(_as_json(found), indent=2))
+        return
+    for key, value in _as_json(found).items():
+        if value not in ("", [], None):
+            click.echo(f"{key + ':':<12} {', '.join(value) if isinstance(value, list) else value}")
+    if found.kind == "bytes":
+        click.echo("\ndamaged bytes: look at them with collector quarantine export")
+        return
+    click.echo()
+    try:
+        if limit and print_events(settings, decode_records(place.contents(found)), limit):
+            sys.exit(1)
+    except QuarantineError as exc:
+        raise Failed(str(exc)) from exc
+
+
+def selection(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which items a command is about: those named, or --all, or --all of one --owner."""
+    for option in (
+        click.argument("items", nargs=-1),
+        click.option("--all", "everything", is_flag=True, help="All items."),
+        click.option("--owner", help="Only those of this forwarder."),
+        click.option("--limit", type=click.IntRange(min=1), help="Stop after this many items."),
+    ):
+        command = option(command)
+    return command
+
+
+@quarantine.command()
+@selection
+@click.option("--to", metavar="FORWARDER", help="Queue them for this forwarder, not for the one that refused them.")
+@settings_option
+def replay(settings: "Settings", to: str | None, **chosen: Any) -> None:
+    """Put refused events back into their forwarder's queue, oldest first. They leave once it has taken them."""
+    from spool.quarantine import QuarantineError
+
+    place = _quarantine(settings)
+    queued = failed = 0
+    for each in progress(_chosen(place, **chosen), "queueing"):
+        if each.kind == "bytes" and chosen["everything"]:
+            continue
+        try:
+            queued += place.replay(each, to=to)
+        except (QuarantineError, OSError) as exc:
+            failed += 1
+            click.echo(str(exc), err=True)
+    click.echo(f"{queued} items queued again")
+    if failed:
+        sys.exit(1)
+
+
+@quarantine.command()
+@selection
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@settings_option
+def drop(settings: "Settings", yes: bool, **chosen: Any) -> None:
+    """Delete items for good: the only command that loses events."""
+    place = _quarantine(settings)
+    items = _chosen(place, **chosen)
+    events = sum(each.description.events or 0 for each in items)
+    if items and not yes:
+        click.confirm(f"Delete {len(items)} items with {events} events for good?", abort=True, err=True)
+    for each in progress(items, "deleting"):
+        place.drop(each)
+    click.echo(f"{len(items)} items deleted, {events} events with them")
+
+
+@quarantine.command()
+@selection
+@click.argument("directory", type=click.Path(file_okay=False, exists=True, path_type=Path))
+@settings_option
+def export(settings: "Settings", directory: Path, **chosen: Any) -> None:
+    """Copy items, and the reasons why they are here, into DIRECTORY. They stay in quarantine."""
+    place = _quarantine(settings)
+    items = _chosen(place, **chosen)
+    for each in progress(items, "copying"):
+        place.export(each, directory)
+    click.echo(f"{len(items)} items copied to {directory}")
+
+
+def _quarantine(settings: "Settings") -> "Quarantine":
+    from spool.quarantine import Quarantine
+
+    return Quarantine(open_spool(settings))
+
+
+def _chosen(
+    place: "Quarantine", *, items: tuple[str, ...], everything: bool, owner: str | None, limit: int | None
+) -> list["Item"]:
+    if bool(items) == everything:
+        raise click.UsageError("name the items (collector quarantine ls), or give --all")
+    found = place.items(owner) if everything else [_one(place, each, owner) for each in items]
+    return found[:limit]
+
+
+def _one(place: "Quarantine", text: str, owner: str | None = None) -> "Item":
+    """The item whose name, or whose segment's uuid, begins with ``text``."""
+    hits = [
+        each
+        for each in place.items(owner)
+        if each.name.startswith(text) or each.name.partition("Z-")[2].startswith(text)
+    ]
+    exact = [each for each in hits if each.name == text]
+    if len(exact or hits) == 1:
+        return (exact or hits)[0]
+    raise Failed(f"{text}: {len(hits)} items of that name" if hits else f"{text}: no such item in quarantine")
+
+
+def _as_json(item: "Item") -> dict[str, Any]:
+    description = asdict(item.description)
+    return {"item": item.name, "owner": item.owner, "kind": item.kind, **description, "queued": list(item.queued),
+            "path": str(item.path), "size": item.size}  # fmt: skip

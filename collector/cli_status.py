@@ -1,0 +1,84 @@
+"""``collector status``: the state of the collector in a few lines."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from collector.cli_output import age, size
+from collector.cli_settings import json_option, settings_option
+
+if TYPE_CHECKING:
+    from collector.settings import Settings
+
+
+@click.command()
+@json_option
+@settings_option
+def status(settings: "Settings", as_json: bool) -> None:
+    """Say whether events are taken, whether they get out, and what needs a person; exit 1 on an ERROR."""
+    from collector.status import gather
+
+    found = gather(settings)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        for code, sentence in sentences(found, time.time()):
+            click.echo(f"{code:<6}{sentence}")
+    if found["worst"] == "ERROR":
+        sys.exit(1)
+
+
+def sentences(found: dict[str, Any], now_s: float) -> Iterator[tuple[str, str]]:
+    """What `collector.status.gather` found, as (OK, WARN or ERROR, sentence)."""
+    pids = {
+        kind: ", ".join(str(each["pid"]) for each in found["processes"] if each["kind"] == kind)
+        for kind in ("http", "flusher")
+    }
+    silent = [bind for bind, answers in found["listening"].items() if not answers]
+    refusal = found["refusing"] or ("" if pids["http"] else "no HTTP worker runs")
+    if silent and not refusal:
+        refusal = f"nobody answers at {', '.join(silent)}"
+    taking = f"does not take events: {refusal}" if refusal else "takes events"
+    yield "ERROR" if refusal else "OK", f"{taking}; address {', '.join(found['listening'])}; pid {pids['http'] or '-'}"
+    yield (
+        "OK" if pids["flusher"] else "ERROR",
+        f"flusher {'runs; pid ' + pids['flusher'] if pids['flusher'] else 'does not run'}",
+    )
+    yield (
+        "ERROR" if found["refusing"] else "OK",
+        f"spool {found['spool']}: {size(found['backlog_bytes'])} of {size(found['max_spool_bytes'])} wait; disk: "
+        f"{size(found['free_bytes'])} free, refusing below {size(found['min_free_bytes'])}",
+    )
+    for item in found["items"]:
+        if item["type"] == "ForwarderHealthCheck":
+            yield item["code"], _forwarder(item, found["forwarders"], now_s)
+        elif item["type"] == "WriterHealthCheck" and item["code"] != "OK" and pids["http"]:
+            yield item["code"], f"spool cannot be written: {item['message']}"
+    for owner, held in found["quarantine"].items():
+        yield "WARN", f"quarantine of {owner}: {held['items']} items, {held['events']} events (collector quarantine ls)"
+    for name in found["unclaimed_queues"]:
+        yield "WARN", f"queue of {name}: the settings have no such forwarder; its segments stay in the spool"
+
+
+def _forwarder(item: dict[str, Any], statuses: dict[str, Any], now_s: float) -> str:
+    figures = item["figures"]
+    if not figures:
+        return str(item["message"])
+    parts = [f"{figures['name']}: {figures['sent']} events sent"]
+    if not figures["enabled"]:
+        parts.append("disabled")
+    if figures["lastSuccessMs"]:
+        parts.append(f"the last {age(now_s - figures['lastSuccessMs'] / 1000)} ago")
+    if figures["queueSegments"]:
+        parts.append(f"{figures['queueSegments']} segments of {size(figures['queueBytes'])} wait")
+    if figures["oldestPendingMs"]:
+        parts.append(f"the oldest event for {age(now_s - figures['oldestPendingMs'] / 1000)}")
+    said = statuses.get(figures["name"])
+    if said and said["state"] != "ok":
+        since = age(now_s - said["since_ms"] / 1000)
+        parts.append(f"{said['state']} for {since}, {said['attempts']} attempts: {said['reason']}")
+    return ", ".join(parts)

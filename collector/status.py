@@ -1,0 +1,73 @@
+"""What a person needs to know in the night: does it take events, do they get out, is there room, what needs a hand.
+
+Everything is read from what the processes share (counters, status files, the spool), so it works when none of them
+runs, and says so.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import structs
+
+from collector import ports
+from collector.health import Health
+from collector.metrics import Backlog, read_all
+from collector.settings import Settings
+from forwarders.status import read_status
+from spool.directory import SpoolDirectory
+from spool.quarantine import Quarantine
+from spool.watermark import Watermark
+
+
+def gather(settings: Settings, *, answers: Callable[[str], bool] = ports.answers) -> dict[str, Any]:
+    """The state of the collector as JSON values; ``worst`` is OK, WARN or ERROR. Errors: SpoolError, OSError.
+
+    ``answers`` says whether somebody accepts connections at an address.
+    """
+    directory = SpoolDirectory.open(settings.spool.path, create=False)
+    backlog = Backlog(directory.metrics)
+    watermark = Watermark(
+        directory.path,
+        min_free_bytes=settings.spool.min_free_bytes,
+        max_spool_bytes=settings.spool.max_spool_bytes,
+        backlog_bytes=backlog,
+    )
+    items = Health(directory, watermark, settings).report("")["items"]
+    listening = {bind: _answers(bind, answers) for bind in settings.http.binds}
+    if not all(listening.values()):
+        silent = ", ".join(bind for bind, answered in listening.items() if not answered)
+        items.append({"type": "ListenerHealthCheck", "code": "ERROR", "message": f"nobody answers at {silent}"})
+    totals = read_all(directory.metrics)
+    codes = [item["code"] for item in items]
+    said = {each.name: read_status(directory, each.name) for each in settings.forwarders}
+    return {
+        "worst": next(code for code in ("ERROR", "WARN", "OK") if code in codes),
+        "spool": str(directory.path),
+        "listening": listening,
+        "processes": [{"kind": each.kind, "number": each.number, "pid": each.pid} for each in totals.live],
+        "refusing": watermark.refusal(),
+        "backlog_bytes": backlog(),
+        "max_spool_bytes": settings.spool.max_spool_bytes,
+        "free_bytes": watermark.free_bytes(),
+        "min_free_bytes": watermark.min_free_bytes(),
+        "items": items,
+        "forwarders": {name: structs.asdict(status) for name, status in said.items() if status is not None},
+        "quarantine": _quarantined(directory),
+        "unclaimed_queues": sorted(set(directory.queues()) - {each.name for each in settings.forwarders}),
+    }
+
+
+def _answers(bind: str, answers: Callable[[str], bool]) -> bool:
+    try:
+        return answers(bind)
+    except OSError:
+        return False
+
+
+def _quarantined(directory: SpoolDirectory) -> dict[str, dict[str, int]]:
+    held: dict[str, dict[str, int]] = {}
+    for item in Quarantine(directory).items():
+        counts = held.setdefault(item.owner, {"items": 0, "events": 0})
+        counts["items"] += 1
+        counts["events"] += item.description.events or 0
+    return held

@@ -1,0 +1,55 @@
+"""Put the way out together: the settings' forwarders, their counters, the spool, one flusher."""
+
+import importlib
+import signal
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from collector.metrics import FlusherCounters, forwarder_slot
+from collector.settings import FORWARDER_MODULES, ForwarderSettings, Settings
+from formats.event_json import EventJson
+from forwarders.contract import Forwarder
+from forwarders.flush_settings import Configured
+from forwarders.flusher import Flusher
+from spool.directory import SpoolDirectory
+
+
+def build_flusher(settings: Settings) -> Flusher:
+    """The flusher of these settings. Nothing is opened yet but the spool's directory and the counters.
+
+    Errors: SpoolError.
+    """
+    directory = SpoolDirectory.open(settings.spool.path)
+    to_json = event_json(settings)
+    configured = [
+        Configured(
+            each.name,
+            _maker(each, to_json, directory.instance),
+            each.flush,
+            forwarder_slot(directory.metrics, each.name),
+        )
+        for each in settings.forwarders
+    ]
+    return Flusher(directory, configured, counters=FlusherCounters(directory.metrics))
+
+
+def run_flusher(settings: Settings) -> int:
+    """Forward until SIGTERM or SIGINT; returns the exit code, 75 when another flusher works on this spool."""
+    flusher = build_flusher(settings)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # in a thread of its own: this one may hold the event's lock at the moment of the signal
+        signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
+    return flusher.run(stop)
+
+
+def event_json(settings: Settings) -> EventJson:
+    """Events as JSON, with the field names of ``[events.NAME]``."""
+    return EventJson({name: each.fields for name, each in settings.events.items()})
+
+
+def _maker(settings: ForwarderSettings, to_json: EventJson, instance: str) -> Callable[[], Forwarder]:
+    module: Any = importlib.import_module(FORWARDER_MODULES[settings.type][0])
+    return partial(module.from_settings, settings.own, name=settings.name, to_json=to_json, instance=instance)
