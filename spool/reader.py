@@ -94,8 +94,6 @@ class SegmentReader:
     Life:  a context manager; holds one descriptor and at most one chunk (or one record, if larger) in memory.
     Units: offsets are bytes from the beginning of the file. ``size`` is the file's size when it was opened.
     ``rebuilt``: the header was damaged and has been made anew from the file name.
-    ``events``: how many events the segment holds up to where `records` has come, lost ones included; from its start
-    or from the first record on, else None. Behind the seal (at ``size - SEAL_BYTES``) it is the whole segment's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -113,7 +111,7 @@ class SegmentReader:
             self.close()
             raise
         self._seed = seed_of(self.header.uuid)
-        self.events: int | None = None
+        self._events: int | None = None  # events of the segment up to where `records` is, lost ones included
 
     def __enter__(self) -> Self:
         return self
@@ -130,18 +128,23 @@ class SegmentReader:
             self._descriptor = -1
 
     @property
-    def sealed(self) -> bool:
-        """Whether the file ends with its seal. Errors: OSError."""
+    def seal(self) -> RecordHeader | None:
+        """The seal that the file ends with; its ``event_count`` is the segment's. None without one. Errors: OSError."""
         header = self._header_at(self.size - SEAL_BYTES)
-        return header is not None and header.type == RecordType.SEAL and self._is_whole(header)
+        return header if header and header.type == RecordType.SEAL and self._is_whole(header) else None
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the file ends with its seal, so that nothing is missing at its end. Errors: OSError."""
+        return self.seal is not None
 
     def records(self, start: int = 0) -> Iterator[Record | Damage]:
         """Everything from byte ``start``: 0, or the ``end`` of a record or damage that was yielded before."""
         position = start
-        self.events = None
+        self._events = None
         if start < self.header.header_len:
             position = min(self.header.header_len, self.size)
-            self.events = 0
+            self._events = 0
             if self.rebuilt and self.size:
                 yield Damage(0, position, "the segment header is damaged; it was rebuilt from the file name", events=0)
         while position < self.size:
@@ -171,7 +174,7 @@ class SegmentReader:
 
     def _whole_records(self, position: int) -> Generator[Record, None, int]:
         """Yield whole records from ``position`` on; returns where the first begins that is not."""
-        uuid, seed, size, events = self.header.uuid, self._seed, self.size, self.events
+        uuid, seed, size, events = self.header.uuid, self._seed, self.size, self._events
         unpack, crc32, make = RECORD_HEADER.unpack_from, zlib.crc32, tuple.__new__
         data, base = b"", position
         while position + RECORD_HEADER_BYTES <= size:
@@ -190,7 +193,7 @@ class SegmentReader:
                 payload = data[body : body + length]
             elif end > size:
                 break
-            elif length > CHUNK_BYTES:
+            elif RECORD_HEADER_BYTES + length > CHUNK_BYTES:
                 payload = self._read(end - length, length)
             else:
                 data, base = self._read(position, CHUNK_BYTES), position
@@ -208,7 +211,7 @@ class SegmentReader:
                 origin, payload = moved
             start, position, events = position, end, ordinal + count
             yield make(Record, (start, end, received_ns, count, ordinal, payload, uuid, origin))
-        self.events = events
+        self._events = events
         return position
 
     def _damage(self, start: int) -> Generator[Damage, None, int]:
@@ -223,11 +226,11 @@ class SegmentReader:
             reason = "the payload does not match its checksum" if end == claimed else "no whole record here"
         if header and end == claimed:
             yield Damage(start, end, reason, events=header.event_count)
-            self.events = header.ordinal + header.event_count
+            self._events = header.ordinal + header.event_count
             return end
         if end < self.size:
             following = self._header_at(end)
-            lost = None if following is None or self.events is None else following.ordinal - self.events
+            lost = None if following is None or self._events is None else following.ordinal - self._events
             yield Damage(start, end, reason, events=lost)
             return end
         written = self._end_of_data(start)
