@@ -102,7 +102,7 @@ class SpoolDirectory:
         path = Path(os.path.realpath(path))  # the operator may put the spool behind a link; inside it there are none
         try:
             if create:
-                path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+                _make_root(path)
             device = _check_directory(path, None)
             _check_format(path, device, create=create)
             for name in _SUBDIRECTORIES:
@@ -135,6 +135,16 @@ class SpoolDirectory:
         except OSError as exc:
             raise SpoolError(f"{exc.filename or parent / name}: {exc.strerror}") from exc
         return parent / name
+
+
+def _make_root(path: Path) -> None:
+    """Make the spool's own directory, and those above it, so that a power cut cannot take them away again."""
+    if path.exists():
+        return
+    _make_root(path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=DIRECTORY_MODE)
+    fsync_directory(path.parent)
 
 
 def _check_format(path: Path, device: int, *, create: bool) -> None:
