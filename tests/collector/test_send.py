@@ -1,0 +1,173 @@
+"""``collector send``: what it makes of files, and of a collector's answers."""
+
+import io
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from collector.send import BATCH_BYTES, CannotSend, batches, documents, send
+
+
+class Collector(ThreadingHTTPServer):
+    """Gives the answers of a script, one after the other, then 202; keeps what it was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.script: list[tuple[int, dict[str, str], bytes]] = []
+        self.got: list[tuple[str, bytes]] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.got.append((self.path, body))
+        status, headers, answer = self.server.script.pop(0) if self.server.script else (202, {}, b"")
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    """A collector of which the test decides the answers."""
+    with Collector() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+EVENTS = [b'{"eventName":"a","payload":{}}', b'{"eventName":"b","payload":{}}', b'{"eventName":"c","payload":{}}']
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\n".join(EVENTS),
+        b"\r\n\n".join(EVENTS) + b"\n\n",
+        b"[" + b",".join(EVENTS) + b"]",
+        b"[\n" + b",\n".join(EVENTS) + b"\n]\n",
+        EVENTS[0] + b"\n[\n" + EVENTS[1] + b"]\n" + EVENTS[2],
+        EVENTS[0] + EVENTS[1] + b" [" + EVENTS[2] + b"]",
+    ],
+)
+def test_events_are_found_in_lines_arrays_and_documents(text: bytes) -> None:
+    assert list(documents(io.BytesIO(text))) == EVENTS
+
+
+def test_events_are_sent_byte_for_byte() -> None:
+    event = '{ "eventName" : "é\\u00e9" , "payload":{"n":1.50,"n":2e400} }'.encode()
+
+    assert list(documents(io.BytesIO(b"[" + event + b"]"))) == [event]
+    assert list(documents(io.BytesIO(b'{"a":\n1}' + event))) == [b'{"a":\n1}', event]
+
+
+def test_lines_are_sent_before_the_next_ones_are_read() -> None:
+    def endless() -> Iterator[bytes]:
+        yield EVENTS[0]
+        raise AssertionError("read on")
+
+    class Stream(io.BytesIO):
+        def __iter__(self) -> Iterator[bytes]:
+            return endless()
+
+    assert next(documents(Stream())) == EVENTS[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (b'{"a": 1}\n\n{"b": nope}\n', "line 3: is not JSON"),
+        (b'{"a": 1}\n[{"b": 2},\n{"c":\n3 nope}]', "line 4: is not JSON"),
+        (b'{"a": 1', "line 1: is not JSON"),
+        (b"\xff\xfe", "behind line 1: is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+    ],
+)
+def test_what_is_no_json_is_named_by_its_line(text: bytes, error: str) -> None:
+    with pytest.raises(CannotSend, match=error):
+        list(documents(io.BytesIO(text)))
+
+
+def test_batches_end_at_a_number_of_events_or_of_bytes() -> None:
+    assert [len(each) for each in batches([b"x"] * 5, 2)] == [2, 2, 1]
+    assert [len(each) for each in batches([b"x" * (BATCH_BYTES // 2)] * 5, 100)] == [2, 2, 1]
+    assert list(batches([], 2)) == []
+
+
+def test_events_are_posted_in_batches_to_the_event_door(collector: Collector) -> None:
+    sent = send(EVENTS, collector.url, max_events=2, tell=print)
+
+    assert (sent.accepted, sent.rejected) == (3, 0)
+    assert collector.got == [
+        ("/rest/1.0/event", b"\n".join(EVENTS[:2])),
+        ("/rest/1.0/event", EVENTS[2]),
+    ]
+
+
+def test_a_path_of_the_url_is_kept(collector: Collector) -> None:
+    send(EVENTS, f"{collector.url}/rest/1.0/event?name=x", tell=print)
+
+    assert collector.got[0][0] == "/rest/1.0/event?name=x"
+
+
+def test_a_503_is_waited_for_as_long_as_it_says_and_the_batch_repeated(collector: Collector) -> None:
+    problem = b'{"detail": "the disk is full"}'
+    collector.script = [(503, {"Retry-After": "7"}, problem), (503, {}, b"")]
+    waited: list[float] = []
+    told: list[str] = []
+
+    sent = send(EVENTS, collector.url, tell=told.append, sleep=waited.append)
+
+    assert (sent.accepted, waited) == (3, [7.0, 5.0])
+    assert told == ["503: the disk is full; again in 7 s", "503: no more was said; again in 5 s"]
+    assert len({body for _, body in collector.got}) == 1
+
+
+def test_after_so_many_503_it_gives_up(collector: Collector) -> None:
+    collector.script = [(202, {}, b""), *[(503, {"Retry-After": "1"}, b"")] * 3]
+
+    with pytest.raises(CannotSend, match="1 events were accepted, gave up on the rest"):
+        send(EVENTS, collector.url, max_events=1, tries=3, tell=print, sleep=lambda s: None)
+    assert len(collector.got) == 4
+
+
+def test_a_warning_is_told_and_its_failures_are_counted(collector: Collector) -> None:
+    warning = '199 - "[2 successes] [1 failures] [the event name is empty, at event 1]"'
+    collector.script = [(202, {"Warning": warning}, b""), (400, {}, b'{"detail": "no event could be accepted"}')]
+    told: list[str] = []
+
+    sent = send([*EVENTS, b"{}"], collector.url, max_events=3, tell=told.append)
+
+    assert (sent.accepted, sent.rejected) == (2, 2)
+    assert told == [f"Warning: {warning}", "400: no event could be accepted"]
+
+
+@pytest.mark.parametrize(("status", "body"), [(404, b"nothing here"), (500, b""), (401, b'{"title": "no key"}')])
+def test_other_answers_end_it(collector: Collector, status: int, body: bytes) -> None:
+    collector.script = [(status, {}, body)]
+
+    with pytest.raises(CannotSend, match=f"^{status}: .*; 0 events were accepted before$"):
+        send(EVENTS, collector.url, tell=print)
+
+
+def test_a_collector_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CannotSend, match="Connection refused; 0 events were accepted before"):
+        send(EVENTS, "http://127.0.0.1:1", tell=print)
+    with pytest.raises(CannotSend, match="No such file"):
+        send(EVENTS, f"unix:{tmp_path}/none.sock", tell=print)
+    with pytest.raises(CannotSend, match="expected http://"):
+        send(EVENTS, "127.0.0.1:8080", tell=print)
