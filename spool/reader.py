@@ -14,8 +14,8 @@ A range at the end of the file that holds only zeros is reported as such: it was
 segment that is zero-filled ahead of its records, or one whose last pages did not reach the disk).
 
 Why no mmap: a disk that fails, or a file that somebody cuts, is SIGBUS there and an exception here.
-Why one loop with everything in local names: it costs 1.4 µs per record of 300 bytes, `decode_record_header` and
-`payload_is_whole` in its place 3.
+Why one loop with everything in local names: per record of 300 bytes it takes three quarters of the time (1.8 µs on a
+busy 2-core machine) that `decode_record_header` and `payload_is_whole` alone take, without making a `Record`.
 """
 
 import errno
