@@ -96,11 +96,12 @@ class Decoded(msgspec.Struct):
     failures: list[FormatError] = []
     failed: int = 0
 
-    def fail(self, reason: str, at: int) -> None:
-        """Count one bad event, the one at position ``at`` of the body."""
-        self.failed += 1
-        if self.failed <= FAILURES_KEPT:
-            self.failures.append(FormatError(reason, at))
+    def fail(self, reason: str, at: int, count: int = 1) -> None:
+        """Count bad events: the one at position ``at`` of the body, or ``count`` of them from there on."""
+        self.failed += count
+        kept = len(self.failures)
+        if kept < FAILURES_KEPT:
+            self.failures += [FormatError(reason, at + i) for i in range(min(count, FAILURES_KEPT - kept))]
 
 
 def check_name(name: str) -> str:
