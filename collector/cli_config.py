@@ -88,7 +88,7 @@ def shown(settings: "Settings") -> dict[str, Any]:
     document: dict[str, Any] = {}
     for (*outer, last), table in _tables(settings):
         parent = document.setdefault(outer[0], {}) if outer else document
-        parent[last] = {key: str(value) if isinstance(value, Path) else value for key, value in table.items()}
+        parent[last] = table
     return document
 
 
@@ -107,12 +107,15 @@ def _tables(settings: "Settings") -> list[tuple[tuple[str, ...], dict[str, Any]]
 
 
 def _values(table: Any) -> dict[str, Any]:
+    """A settings dataclass as values that TOML and JSON have, without secrets."""
+    import msgspec
+
     from collector.tables import is_secret
 
-    return {
-        each.name: "***" if is_secret(each) and getattr(table, each.name) else _redacted(getattr(table, each.name))
-        for each in dataclasses.fields(table)
-    }
+    values = {each.name: getattr(table, each.name) for each in dataclasses.fields(table)}
+    hidden = {each.name: "***" for each in dataclasses.fields(table) if is_secret(each) and values[each.name]}
+    plain: dict[str, Any] = _redacted(msgspec.to_builtins({**values, **hidden}, enc_hook=str))  # a Path as its text
+    return plain
 
 
 def _redacted(value: Any) -> Any:

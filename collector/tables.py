@@ -120,13 +120,14 @@ class Reader:
             variable = "COLLECTOR_" + path.upper().replace(".", "__")
             self.errors.append(f"{given.source}: {path}: secrets are not written here: set {variable} or {path}_file")
             return None
+        inside = ""
         for value in (given.value,) if given.text is None else (given.value, given.text):
             try:
                 return msgspec.convert(value, hint, dec_hook=_path)
-            except msgspec.ValidationError:
-                continue
+            except msgspec.ValidationError as exc:
+                inside = f" ({str(exc).replace('`', '')})" if _is_nested(given.value) else ""
         shown = dataclasses.replace(given, value="***") if is_secret(field) else given
-        self.fail(path, shown, f"expected {describe(hint, field.name)}")
+        self.fail(path, shown, f"expected {describe(hint, field.name)}{inside}")
         return None
 
 
@@ -148,6 +149,8 @@ def describe(hint: Any, key: str) -> str:
         return f"an integer number of {unit}" if unit else "an integer"
     if hint is float:
         return f"a number of {unit}" if unit else "a number"
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return "a table"
     return {str: "a text in quotes", bool: "true or false", Path: "a path in quotes"}.get(hint, "another type")
 
 
@@ -177,6 +180,10 @@ def toml_key(key: str) -> str:
 def _range(meta: Any) -> str:
     texts = [("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than")]
     return "".join(f", {text} {getattr(meta, key)}" for key, text in texts if getattr(meta, key, None) is not None)
+
+
+def _is_nested(value: object) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(each, Mapping) for each in value.values())
 
 
 def _path(hint: type, value: object) -> object:

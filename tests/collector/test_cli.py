@@ -160,6 +160,8 @@ def test_config_check_says_where_events_go(run: Run, config: Path) -> None:
 
 
 def test_what_config_show_prints_says_the_same_settings(run: Run, config: Path, tmp_path: Path) -> None:
+    with config.open("a") as file:
+        file.write('[events."a b"]\nfields = ["\\u0001"]\n[forwarders.influxdb.events."a b"]\ntags = ["t"]\n')
     shown = tmp_path / "shown.toml"
     shown.write_text(run("config", "show").stdout)
 

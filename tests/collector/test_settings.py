@@ -320,6 +320,13 @@ def test_a_destinations_own_checks_and_missing_keys_are_settings_errors() -> Non
     assert tags[1] == ["x.toml: forwarders.d.tags = {a = 1}: expected a table, each value a text in quotes"]
 
 
+def test_an_error_inside_a_nested_table_says_where(tmp_path: Path) -> None:
+    (error,) = errors_of(tmp_path, "[forwarders.influxdb.events.PageView]\ntags = 3")
+
+    assert error.startswith("collector.toml: forwarders.influxdb.events = {PageView = {tags = 3}}: expected a table")
+    assert error.endswith("(Expected array, got int - at $[...].tags)")
+
+
 def test_a_missing_client_library_is_an_advice_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "forwarders.rabbitmq", raising=False)
     monkeypatch.setitem(sys.modules, "pika", None)
