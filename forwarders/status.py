@@ -9,13 +9,16 @@ health and by commands of any process.
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
+from forwarders.flush_settings import Counters
 from spool.directory import FILE_MODE, SpoolDirectory
+from spool.queue import Queue
 
 log = logging.getLogger(__name__)
 
@@ -77,3 +80,32 @@ class StatusFile:
                     "the status of a forwarder cannot be written", extra={"path": str(self._path)}, exc_info=exc
                 )
             self._written = False
+
+
+class Gauges:
+    """The figures of one forwarder that say how it is, and not what happened."""
+
+    def __init__(self, queue: Queue, counters: Counters) -> None:
+        self._queue = queue
+        self._counters = counters
+        self._head: str | None = None
+        self._head_ms = 0
+
+    def show(self, begun: str | None, finishing: Container[str], status: ForwarderStatus | None) -> None:
+        """Set them. ``begun`` is the segment that is partly done, ``finishing`` those that are done but still there."""
+        head = begun or self._queue.next_segment(finishing)
+        if head != self._head:
+            self._head, self._head_ms = head, _created_ms(head) if head else 0
+        self._counters.set("queue_segments", self._queue.count)
+        self._counters.set("queue_bytes", self._queue.size)
+        self._counters.set("oldest_pending_ms", self._head_ms)
+        self._counters.set("state", STATES.index(status.state) if status else 0)
+
+
+def _created_ms(segment: str) -> int:
+    """When a segment was begun, as its name says; 0 when it says nothing."""
+    try:
+        created = datetime.strptime(segment[:23], "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC)
+    except ValueError:
+        return 0
+    return int(created.timestamp() * 1000)

@@ -1,0 +1,242 @@
+"""The way out of the spool: one process that hands sealed segments to every forwarder's queue and works the queues.
+
+    every 0.15 s   hand sealed segments out, as hard links, to the queue of every configured forwarder
+    every 5 s      make the segments of dead processes whole; measure the backlog; look after the ballast
+    all the time   one thread per enabled forwarder (lane.py); one that died is started again
+
+There is one flusher per spool: it holds LOCK (flock), and a second one ends with exit code 75. Disabled forwarders
+get their segments too, and keep them. A forwarder that is taken out of the settings keeps its queue until
+``collector spool forget``; it gets nothing new.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from forwarders.flush_settings import Configured, Counters, FlushSettings
+from forwarders.lane import Lane
+from forwarders.lane_thread import LaneThread
+from forwarders.status import Gauges, StatusFile
+from spool.ballast import Ballast
+from spool.directory import FILE_MODE, SEALED_SUFFIX, SpoolDirectory, SpoolError
+from spool.oddities import Oddities
+from spool.quarantine import Quarantine
+from spool.queue import Queue, distribute, start_queue
+from spool.recovery import salvage_orphans, sweep_tmp
+
+__all__ = ["EXIT_LOCKED", "Configured", "Counters", "FlushSettings", "Flusher", "Locked"]
+
+log = logging.getLogger(__name__)
+
+EXIT_LOCKED: Final = 75
+DISTRIBUTE_S: Final = 0.15
+SALVAGE_S: Final = 5.0
+STOP_S: Final = 4.5
+_MEASURE_SHARE: Final = 50  # measuring a long backlog may take a fiftieth of the time
+
+
+class Locked(Exception):
+    """Another flusher works on this spool."""
+
+
+class Flusher:
+    """The flusher of one spool.
+
+    Owner:   one thread; `run` or `flush_once`, once.
+    Threads: one per enabled forwarder, all daemons: one that hangs in a send does not keep the process.
+    """
+
+    def __init__(
+        self,
+        directory: SpoolDirectory,
+        forwarders: Sequence[Configured],
+        *,
+        counters: Counters,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._directory = directory
+        self._forwarders = list(forwarders)
+        self._names = [each.name for each in forwarders]
+        self._counters = counters
+        self._counters_lock = threading.Lock()
+        self._monotonic = monotonic
+        self._wall_ns = wall_ns
+        self._oddities = Oddities()
+        self._ballast = Ballast(directory)
+        self._quarantine = Quarantine(directory, ballast=self._ballast)
+        self._suspects = threading.Lock()
+        self._threads: list[LaneThread] = []
+        self._salvage_at = self._measure_at = monotonic()
+        self._complaints: set[str] = set()
+
+    def run(self, stop: threading.Event) -> int:
+        """Work until ``stop`` is set; the exit code, 75 when another flusher works here.
+
+        It is over at most about 5 s after that, also when a destination hangs: what was being sent is sent again.
+        """
+        try:
+            with self._locked():
+                self._begin()
+                for each in self._forwarders:
+                    if each.flush.enabled:
+                        self._threads.append(LaneThread(each, self._status(each), self._lane, self._monotonic))
+                log.info("flusher started", extra={"forwarders": len(self._threads)})
+                while True:
+                    self._tick()
+                    if stop.wait(DISTRIBUTE_S):
+                        break
+                self._end()
+                return 0
+        except Locked as exc:
+            log.error("another flusher works on this spool", extra={"lock": str(exc)})
+            return EXIT_LOCKED
+
+    def flush_once(self) -> bool:
+        """Send what lies in the spool now, one attempt for each batch; whether all of it was delivered.
+
+        Segments that a living process is writing stay with it. Errors: Locked.
+        """
+        with self._locked():
+            self._begin()
+            self._tick()
+            lanes = [self._lane(each, self._status(each)) for each in self._forwarders if each.flush.enabled]
+            threads = [threading.Thread(target=each.drain, name=f"forward-{each.name}", daemon=True) for each in lanes]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            for lane in lanes:
+                if lane.death is not None:
+                    log.error("forwarder thread died", extra={"forwarder": lane.name}, exc_info=lane.death)
+            return all(lane.delivered_all and lane.death is None for lane in lanes)
+
+    # Start and end
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold LOCK. Errors: Locked, with its path."""
+        path = self._directory.path / "LOCK"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Locked(str(path)) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _begin(self) -> None:
+        """Clean up after the dead, and make the queues of new forwarders."""
+        with self._tolerating("sweep"):
+            sweep_tmp(self._directory, oddities=self._oddities)
+        self._salvage()
+        known = set(self._directory.queues())
+        late = [each for each in self._forwarders if each.name not in known and each.flush.start == "now"]
+        early = [each for each in self._forwarders if each not in late]
+        for each in early:
+            start_queue(self._directory, each.name, start="oldest")
+        if early:  # what is sealed by now is not for those that start now
+            self._distribute([each.name for each in early])
+        for each in late:
+            start_queue(self._directory, each.name, start="now")
+
+    def _end(self) -> None:
+        """Stop the threads; give up on those that hang."""
+        for thread in self._threads:
+            thread.stop()
+        deadline = time.monotonic() + STOP_S
+        for thread in self._threads:
+            thread.end(max(0.0, deadline - time.monotonic()))
+        log.info("flusher stopped")
+
+    # What it does again and again
+
+    def _tick(self) -> None:
+        handed_out = self._distribute(self._names)
+        for thread in self._threads:
+            thread.look_after(news=handed_out > 0)
+        now = self._monotonic()
+        if now >= self._salvage_at:
+            self._salvage_at = now + SALVAGE_S
+            self._salvage()
+            with self._tolerating("ballast"):
+                self._ballast.refill()
+        if now >= self._measure_at:
+            with self._tolerating("measure"):
+                self._measure()
+            self._measure_at = self._monotonic() + max(SALVAGE_S, _MEASURE_SHARE * (self._monotonic() - now))
+
+    def _distribute(self, names: Sequence[str]) -> int:
+        handed_out = 0
+        with self._tolerating("distribute"):
+            handed_out = distribute(self._directory, names, ballast=self._ballast, oddities=self._oddities)
+            self._count("segments_distributed_total", handed_out)
+        return handed_out
+
+    def _salvage(self) -> None:
+        with self._tolerating("salvage"):
+            for each in salvage_orphans(self._directory, ballast=self._ballast, oddities=self._oddities):
+                self._count("segments_salvaged_total", int(each.segment is not None))
+                self._count("quarantined_ranges_total", each.damaged_ranges)
+
+    def _measure(self) -> None:
+        """Add up the bytes of all segments that anybody still has to do, and show the queues nobody works on."""
+        seen: dict[int, int] = {}
+        for path in (self._directory.sealed, *(self._directory.queue_root / name for name in self._directory.queues())):
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.name.endswith(SEALED_SUFFIX):
+                        with contextlib.suppress(FileNotFoundError):  # it was finished a moment ago
+                            seen[entry.inode()] = entry.stat(follow_symlinks=False).st_size
+        with self._counters_lock:
+            self._counters.set("backlog_measured_bytes", sum(seen.values()))
+        for each in self._forwarders:
+            if not each.flush.enabled:
+                queue = Queue(self._directory, each.name)
+                queue.refresh()
+                Gauges(queue, each.counters).show(None, (), None)
+
+    # For the lanes
+
+    def _status(self, configured: Configured) -> StatusFile:
+        status = StatusFile(self._directory.queue(configured.name), wall_ns=self._wall_ns)
+        status.put("ok")
+        return status
+
+    def _lane(self, configured: Configured, status: StatusFile) -> Lane:
+        return Lane(
+            self._directory,
+            configured,
+            status=status,
+            quarantine=self._quarantine,
+            suspects=self._suspects,
+            released=lambda size: self._count("released_bytes_total", size),
+            range_quarantined=lambda: self._count("quarantined_ranges_total", 1),
+            monotonic=self._monotonic,
+            wall_ns=self._wall_ns,
+        )
+
+    def _count(self, name: str, n: int) -> None:
+        if n:
+            with self._counters_lock:  # the lanes count here too
+                self._counters.add(name, n)
+
+    @contextlib.contextmanager
+    def _tolerating(self, what: str) -> Iterator[None]:
+        """Log an error of the disk once, and go on: the next round tries again."""
+        try:
+            yield
+        except (OSError, SpoolError) as exc:
+            complaint = f"{what}: {exc}"
+            if complaint not in self._complaints:
+                self._complaints.add(complaint)
+                log.error("the spool cannot be worked on", extra={"step": what, "error": str(exc)})
+        else:
+            self._complaints = {each for each in self._complaints if not each.startswith(f"{what}:")}

@@ -1,0 +1,154 @@
+"""What the disk knows of one forwarder's progress: the cursor's marks, and the links of finished segments.
+
+    attempt ──► "sending", one more start ──► survived (not available, a bug): "sending", no starts
+                                         └──► done: "acked", then the finished segments are unlinked
+
+Marks are written before and after each attempt without a sync: they are there to outlive the process, not the power.
+A sync is due at the end of a segment, every second, and before a batch whose repeat must be identical. A cursor that
+cannot be written does not stop the way out: what is done is remembered here, finished segments still go (an unlink
+says by itself that all of it is done), and the price is a repeat after a crash.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from forwarders.batch import QueueReader
+from spool.cursor import Cursor, Range, State
+
+log = logging.getLogger(__name__)
+
+SYNC_S: Final = 1.0
+_LOCK_WAIT_S: Final = 0.5
+
+
+class Progress:
+    """The cursor of one forwarder, and its unlinks.
+
+    Owner:  the forwarder's thread; only `abandon` is for another one.
+    ``deaths``: how many processes began with the batch that comes first now, and were not heard of again.
+    Errors: none but what the log says.
+    """
+
+    def __init__(
+        self,
+        cursor: Cursor,
+        reader: QueueReader,
+        *,
+        forwarder: str,
+        released: Callable[[int], None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cursor = cursor
+        self._reader = reader
+        self._forwarder = forwarder
+        self._released = released
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._trying: Sequence[Range] | None = None
+        self._recorded: Sequence[Range] | None = None
+        self._unsaved: Sequence[Range] | None = None
+        self._unsynced_links = False
+        self._synced_at = monotonic()
+        self._failing = False
+        self.deaths = cursor.last.starts if cursor.last and cursor.last.state == "sending" else 0
+
+    def attempt(self, ranges: Sequence[Range], *, identical: bool) -> None:
+        """The batch is about to be tried. ``identical``: it must be known after a power cut which one it was."""
+        with self._lock:
+            if self._trying is not None:
+                return
+            self._trying = ranges
+            sync = identical and self._recorded is not ranges
+            if sync and self._unsynced_links:
+                self._sync()
+            if self._write("sending", ranges, self.deaths + 1, sync=sync):
+                self._recorded = ranges
+
+    def survived(self) -> None:
+        """The attempt ended, without success: nobody died of it."""
+        with self._lock:
+            if self._trying is not None:
+                self._write("sending", self._trying, 0)
+                self._trying = None
+            self.deaths = 0
+
+    def done(self, ranges: Sequence[Range]) -> None:
+        """The batch is with the destination, or in quarantine. Call `QueueReader.advance` before."""
+        with self._lock:
+            self._trying = self._recorded = None
+            self.deaths = 0
+            self._unsaved = ranges
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Do what is due: a mark that could not be written, unlinks, syncs. Costs nothing when nothing is."""
+        with self._lock:
+            if self._unsaved is not None and self._write("acked", self._unsaved, 0):
+                self._unsaved = None
+            if self._reader.finishing:
+                self._sync_cursor()
+                self._unlink()
+            if self._monotonic() - self._synced_at >= SYNC_S:
+                self._sync()
+
+    def abandon(self) -> None:
+        """The process ends on purpose while an attempt hangs: that is no death. From any thread."""
+        if self._lock.acquire(timeout=_LOCK_WAIT_S):
+            try:
+                if self._trying is not None:
+                    self._write("sending", self._trying, self.deaths)
+            finally:
+                self._lock.release()
+
+    def close(self) -> None:
+        """Sync what is written, and close the cursor."""
+        self.tidy()
+        with self._lock:
+            self._sync()
+            self._cursor.close()
+
+    def _unlink(self) -> None:
+        for segment in sorted(self._reader.finishing):
+            try:
+                self._released(self._reader.queue.finish(segment))
+            except OSError as exc:
+                self._complain(exc)
+                return
+            self._reader.finishing.discard(segment)
+            self._unsynced_links = True
+
+    def _write(self, state: State, ranges: Sequence[Range], starts: int, *, sync: bool = False) -> bool:
+        try:
+            self._cursor.write(state, ranges, starts=starts, sync=sync)
+        except OSError as exc:
+            self._complain(exc)
+            return False
+        self._failing = False
+        return True
+
+    def _sync_cursor(self) -> None:
+        try:
+            self._cursor.sync()
+        except OSError as exc:
+            self._complain(exc)
+
+    def _sync(self) -> None:
+        self._synced_at = self._monotonic()
+        self._sync_cursor()
+        if self._unsynced_links:
+            try:
+                self._reader.queue.sync()
+                self._unsynced_links = False
+            except OSError as exc:
+                self._complain(exc)
+
+    def _complain(self, exc: OSError) -> None:
+        if not self._failing:
+            self._failing = True
+            log.error(
+                "progress cannot be written down; forwarding goes on, a crash would repeat it",
+                extra={"forwarder": self._forwarder, "error": str(exc)},
+            )

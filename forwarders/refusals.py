@@ -1,0 +1,68 @@
+"""What a destination does not get, for good: events into the quarantine of their forwarder, under their own ids."""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+
+from formats.envelope import encode_envelope, parse_event_id
+from formats.event import Event
+from forwarders.batch import Batch, CannotQuarantine
+from forwarders.delivery import Delivery
+from forwarders.flush_settings import Counters
+from spool.directory import SpoolError
+from spool.quarantine import Quarantine, RefusedRecord
+from spool.record import Origin
+
+
+class Refusals:
+    """The way into quarantine for one forwarder.
+
+    Owner:  the forwarder's thread. Doing anything again after a failure or a crash keeps nothing twice.
+    Errors: CannotQuarantine.
+    ``kept``: how many events this process put there.
+    """
+
+    def __init__(self, quarantine: Quarantine, forwarder: str, counters: Counters) -> None:
+        self.kept = 0
+        self._quarantine = quarantine
+        self._forwarder = forwarder
+        self._counters = counters
+
+    def keep(self, batch: Batch, delivery: Delivery) -> None:
+        """Keep the events that the destination refused, and those that the forwarder fails on."""
+        self._keep_events(batch, delivery.events, delivery.refused, "the destination refused it")
+        self._keep_events(batch, delivery.events, delivery.failed, "the forwarder failed on it alone")
+
+    def condemn(self, batch: Batch, deaths: int) -> None:
+        """Keep the one record of a batch as it is, undecoded, because processes died of it; the batch is empty then."""
+        segment, record, _, stop = batch.pieces.pop()
+        origin = record.origin or Origin(record.uuid, record.offset)
+        refused = RefusedRecord(origin, record.payload, record.event_count, record.received_ns)
+        self._add(segment, [refused], "processes died of it", f"{deaths} processes in a row")
+        if stop < record.event_count:  # it was cut, and all of it is in quarantine
+            batch.ranges = [
+                each._replace(to_offset=record.end, to_index=0) if each.segment == segment else each
+                for each in batch.ranges
+            ]
+
+    def _keep_events(self, batch: Batch, events: Sequence[Event], errors: Mapping[int, str], reason: str) -> None:
+        ends = [end for end, _ in batch.ends]
+        by_segment: dict[str, list[int]] = {}
+        for position in sorted(errors):
+            by_segment.setdefault(batch.ends[bisect_right(ends, position)][1], []).append(position)
+        for segment, positions in by_segment.items():
+            self._add(segment, [_alone(events[each]) for each in positions], reason, errors[positions[0]])
+
+    def _add(self, segment: str, refused: Sequence[RefusedRecord], reason: str, error: str) -> None:
+        try:
+            kept = self._quarantine.add_events(self._forwarder, segment, refused, reason=reason, error=error)
+        except (OSError, SpoolError) as exc:
+            raise CannotQuarantine(f"quarantine cannot be written: {exc}") from exc
+        self._counters.add("quarantined_events_total", kept)
+        self.kept += kept
+
+
+def _alone(event: Event) -> RefusedRecord:
+    """One event as a record of its own, which says where it came from."""
+    uuid, offset, index = parse_event_id(event.id)
+    payload = encode_envelope(event.source, event.received_ms, [event])
+    return RefusedRecord(Origin(uuid, offset, (index,)), payload, 1, event.received_ms * 1_000_000)
