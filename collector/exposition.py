@@ -1,6 +1,7 @@
 """The metrics in Prometheus' text format."""
 
 import itertools
+import os
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -10,18 +11,19 @@ from prometheus_client.metrics_core import Metric as Family
 from collector.metrics import FLUSHER, FORWARDER, HTTP, Metric, Totals
 
 
-def render(totals: Totals) -> bytes:
-    """What ``/metrics`` answers."""
+def render(totals: Totals, disk: os.statvfs_result | None) -> bytes:
+    """What ``/metrics`` answers. ``disk`` is the spool's; None when it cannot be asked."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Families(totals))
+    registry.register(_Families(totals, disk))
     return generate_latest(registry)
 
 
 class _Families:
     """prometheus_client's collector protocol over one reading of the slots."""
 
-    def __init__(self, totals: Totals) -> None:
+    def __init__(self, totals: Totals, disk: os.statvfs_result | None) -> None:
         self._totals = totals
+        self._disk = disk
 
     def describe(self) -> list[Family]:
         return []
@@ -47,6 +49,12 @@ class _Families:
         yield GaugeMetricFamily(
             "collector_backlog_bytes", "Bytes in the spool that a forwarder still wants.", totals.backlog_bytes
         )
+        if self._disk:
+            free = self._disk.f_bavail * self._disk.f_frsize
+            yield GaugeMetricFamily("collector_disk_free_bytes", "Bytes free on the spool's disk.", free)
+            yield GaugeMetricFamily(
+                "collector_disk_free_inodes", "Inodes free on the spool's disk.", self._disk.f_favail
+            )
         live = GaugeMetricFamily("collector_processes", "Processes that run now.", labels=["kind"])
         for kind in ("http", "flusher"):
             live.add_metric([kind], sum(each.kind == kind for each in totals.live))

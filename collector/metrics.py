@@ -11,6 +11,7 @@ a measurement; it may be negative and is kept modulo 2^64. Salvaged segments app
 """
 
 import bisect
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -81,7 +82,6 @@ HTTP = (
     Metric("writer_state", "gauge", "The spool's writer: 0 takes records, 1 the disk is full, 2 the disk fails."),
     Metric("open_segment_bytes", "gauge", "Size of the segment that is being written."),
     Metric("connections", "gauge", "Open client connections."),
-    Metric("held_requests", "gauge", "Requests whose reply waits for a commit."),
     Metric("buffered_bytes", "gauge", "Bytes of request bodies in memory."),
 )  # fmt: skip
 
@@ -279,7 +279,11 @@ def exposition(directory: Path) -> bytes:
     """All metrics in Prometheus' text format."""
     from collector.exposition import render  # prometheus_client costs every command 40 ms at start
 
-    return render(read_all(directory))
+    try:
+        disk = os.statvfs(directory)
+    except OSError:
+        disk = None  # the spool's disk is gone: its figures are missing, the others are not
+    return render(read_all(directory), disk)
 
 
 class _Flow:

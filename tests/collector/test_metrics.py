@@ -25,6 +25,8 @@ from collector.metrics import (
 )
 from collector.slots import Reading, Slot, Watched, read_slots
 
+ROOT = Path(__file__).parents[2]
+
 
 @contextmanager
 def child(body: Callable[[], object]) -> Iterator[int]:
@@ -301,7 +303,7 @@ def test_prometheus_sees_every_metric_of_the_table_with_its_sentence(tmp_path: P
             if metric.name != "backlog_base_bytes":
                 assert f"# HELP {prefix}{metric.name} {metric.text}\n" in text
     sampled = {family.name for family in text_string_to_metric_families(text) if family.samples}
-    assert len(sampled) == sum(map(len, TABLE.values())) - 1 + 2
+    assert len(sampled) == sum(map(len, TABLE.values())) - 1 + 4
 
 
 def test_prometheus_sees_the_sum_of_all_workers_by_label(tmp_path: Path) -> None:
@@ -344,6 +346,24 @@ def test_commit_durations_become_a_cumulative_histogram(tmp_path: Path) -> None:
     assert buckets == [1, 1, 1, 2, 3, *[3] * 9, 4]
     assert seen["collector_commit_seconds_count", frozenset()] == 4
     assert seen["collector_commit_seconds_sum", frozenset()] == pytest.approx(60.002_15)
+
+
+def test_prometheus_still_sees_the_rest_when_the_spools_disk_is_gone(tmp_path: Path) -> None:
+    text = exposition(tmp_path / "gone").decode()
+
+    assert 'collector_processes{kind="http"} 0.0' in text
+    assert "collector_disk_free_bytes" not in text
+
+
+def test_every_figure_the_forwarders_give_is_in_the_table() -> None:
+    known = {metric.name for metrics in TABLE.values() for metric in metrics}
+    calls = re.compile(r"(?:_count|counters\.(?:add|set))\(\s*\"(\w+)\"")
+    given = {
+        name for path in (ROOT / "forwarders").glob("*.py") for name in calls.findall(path.read_text(encoding="utf-8"))
+    }
+
+    assert len(given) > 15
+    assert given <= known
 
 
 def test_answers_to_made_up_paths_are_counted_without_remembering_the_paths(tmp_path: Path) -> None:
