@@ -28,10 +28,21 @@ def cross_check(settings: "Settings") -> Iterator[Finding]:
         yield from _bind(("admin",), settings.admin.bind)
     if settings.scribe.enabled and not settings.scribe.allow and not _is_local(settings.scribe.bind):
         yield ("scribe",), "allow", [], "the listener knows no credentials: name the networks that may use it"
+    yield from _not_in_this_version(settings)
     yield from _files(settings)
     for forwarder in settings.forwarders:
         if not forwarder.flush.names:
             yield ("forwarders", forwarder.name), "names", [], 'expected at least one pattern, such as "*"'
+
+
+def _not_in_this_version(settings: "Settings") -> Iterator[Finding]:
+    """Names that are settled and do nothing yet: whoever counts on one must hear of it."""
+    if settings.scribe.enabled:
+        yield ("scribe",), "enabled", True, "this version has no Scribe listener"
+    if settings.auth.post_requires_key:
+        yield ("auth",), "post_requires_key", True, "this version knows no API keys"
+    if settings.admin.bind:
+        yield ("admin",), "bind", settings.admin.bind, "this version takes commands on the command line only"
 
 
 def _patterns(key: str, patterns: list[str]) -> Iterator[Finding]:
