@@ -55,8 +55,10 @@ def _draft(directory: SpoolDirectory, chunks: Callable[[], Iterable[bytes]]) -> 
         os.fdatasync(descriptor)
         yield path
     finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
+        try:
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
 
 
 def _create(path: Path) -> int:
