@@ -3,6 +3,7 @@
 import fcntl
 import json
 import logging
+import signal
 import socket
 import subprocess
 import sys
@@ -397,6 +398,28 @@ def test_flush_once_says_when_not_all_was_delivered(run: Run, spool: SpoolDirect
     result = run("flush", "--once")
 
     assert (result.exit_code, result.stdout) == (1, "not all is delivered: see collector status\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_flush_delivers_until_it_is_told_to_stop(spool: SpoolDirectory, config: Path, number: int) -> None:
+    store(spool, [event("a")])
+    command = [sys.executable, "-m", "collector", "flush", "--config", str(config)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as flusher:
+        try:
+            deadline = time.monotonic() + 30
+            while not list((config.parent / "events").rglob("*.jsonl")):
+                assert flusher.poll() is None, flusher.communicate()[1]
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            flusher.send_signal(number)
+            log = flusher.communicate(timeout=30)[1]
+        finally:
+            flusher.kill()
+
+    assert flusher.returncode == 0, log
+    assert "flusher stopped" in log
+    sent = json.loads(CliRunner().invoke(cli, ["-c", str(config), "status", "--json"]).stdout)["items"][1]["figures"]
+    assert (sent["sent"], sent["running"]) == (1, False)
 
 
 @pytest.mark.parametrize("arguments", [["flush"], ["flush", "--once"]])
