@@ -13,7 +13,7 @@ _PROGRESS_FROM = 50
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under their headings; nothing but the headings' absence says that there are none."""
+    """Print rows under their headings, or that there are none."""
     from rich.console import Console
     from rich.table import Table
 
@@ -25,7 +25,11 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(name, justify="right" if name in ("SIZE", "EVENTS", "SEGMENTS", "TRIES") else "left")
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, highlight=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
 
 
 def progress(items: Sequence[T], what: str) -> Iterable[T]:

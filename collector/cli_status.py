@@ -55,16 +55,18 @@ def sentences(found: dict[str, Any], now_s: float) -> Iterator[tuple[str, str]]:
     )
     for item in found["items"]:
         if item["type"] == "ForwarderHealthCheck":
-            yield item["code"], _forwarder(item, found["forwarders"], now_s)
+            yield item["code"], _forwarder(item, found, now_s)
         elif item["type"] == "WriterHealthCheck" and item["code"] != "OK" and pids["http"]:
             yield item["code"], f"spool cannot be written: {item['message']}"
+    if orphans := found["places"]["orphaned"]["segments"]:
+        yield "WARN", f"{orphans} segments of processes that died wait for the flusher to take them over"
     for owner, held in found["quarantine"].items():
         yield "WARN", f"quarantine of {owner}: {held['items']} items, {held['events']} events (collector quarantine ls)"
     for name in found["unclaimed_queues"]:
-        yield "WARN", f"queue of {name}: the settings have no such forwarder; its segments stay in the spool"
+        yield "WARN", f"queue of {name}: {_waiting(found, name)}; the settings have no such forwarder"
 
 
-def _forwarder(item: dict[str, Any], statuses: dict[str, Any], now_s: float) -> str:
+def _forwarder(item: dict[str, Any], found: dict[str, Any], now_s: float) -> str:
     figures = item["figures"]
     if not figures:
         return str(item["message"])
@@ -73,12 +75,17 @@ def _forwarder(item: dict[str, Any], statuses: dict[str, Any], now_s: float) -> 
         parts.append("disabled")
     if figures["lastSuccessMs"]:
         parts.append(f"the last {age(now_s - figures['lastSuccessMs'] / 1000)} ago")
-    if figures["queueSegments"]:
-        parts.append(f"{figures['queueSegments']} segments of {size(figures['queueBytes'])} wait")
-    if figures["oldestPendingMs"]:
-        parts.append(f"the oldest event for {age(now_s - figures['oldestPendingMs'] / 1000)}")
-    said = statuses.get(figures["name"])
+    parts.append(_waiting(found, figures["name"]))
+    said = found["forwarders"].get(figures["name"])
     if said and said["state"] != "ok":
         since = age(now_s - said["since_ms"] / 1000)
         parts.append(f"{said['state']} for {since}, {said['attempts']} attempts: {said['reason']}")
     return ", ".join(parts)
+
+
+def _waiting(found: dict[str, Any], forwarder: str) -> str:
+    """What lies in a queue, as the disk says: counters of a flusher that does not run say nothing."""
+    held = found["places"].get(f"queue {forwarder}")
+    if not held or not held["segments"]:
+        return "nothing waits"
+    return f"{held['segments']} segments of {size(held['bytes'])} wait, the oldest for {age(held['oldest_s'])}"

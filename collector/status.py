@@ -13,6 +13,7 @@ from collector import ports
 from collector.health import Health
 from collector.metrics import Backlog, read_all
 from collector.settings import Settings
+from collector.spool_view import place_sums
 from forwarders.status import read_status
 from spool.directory import SpoolDirectory
 from spool.quarantine import Quarantine
@@ -51,6 +52,7 @@ def gather(settings: Settings, *, answers: Callable[[str], bool] = ports.answers
         "free_bytes": watermark.free_bytes(),
         "min_free_bytes": watermark.min_free_bytes(),
         "items": items,
+        "places": place_sums(directory),
         "forwarders": {name: structs.asdict(status) for name, status in said.items() if status is not None},
         "quarantine": _quarantined(directory),
         "unclaimed_queues": sorted(set(directory.queues()) - {each.name for each in settings.forwarders}),
