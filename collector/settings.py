@@ -301,6 +301,6 @@ def _check_passwords(tables: Tables, path: Path | None, reader: Reader) -> None:
     for name, table in tables.items():
         for key, given in table.items():
             if given.text is None and has_password(given.value):
-                variable = "__".join(("COLLECTOR_" + name[0], *name[1:], key)).upper()
+                variable = "__".join(("COLLECTOR_" + name[0], *name[1:], key)).upper().replace("-", "_")
                 advice = f"holds a password, and everyone can read this file: chmod o-r {path}, or set {variable}"
                 reader.fail(".".join((*name, key)), given, advice)

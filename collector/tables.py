@@ -117,7 +117,7 @@ class Reader:
 
     def _field(self, field: dataclasses.Field[Any], hint: Any, path: str, given: Value) -> object:
         if field.metadata.get("secret") and given.text is None:
-            variable = "COLLECTOR_" + path.upper().replace(".", "__")
+            variable = "COLLECTOR_" + path.upper().replace(".", "__").replace("-", "_")
             self.errors.append(f"{given.source}: {path}: secrets are not written here: set {variable} or {path}_file")
             return None
         inside = ""
