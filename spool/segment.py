@@ -168,7 +168,8 @@ class SegmentWriter:
         if self.size == SEGMENT_HEADER_BYTES and not self.dirty:
             self.discard()
             return
-        log.warning("segment is left to recovery", extra={"segment": self.stem, "bytes": self.size})
+        if not self.sealed:
+            log.warning("segment is left to recovery", extra={"segment": self.stem, "bytes": self.size})
         self._close()
 
     def discard(self) -> None:

@@ -38,7 +38,7 @@ from spool.unsynced import Unsynced
 log = logging.getLogger(__name__)
 
 _DATA: Final = int(RecordType.DATA)
-_PROBE_MIN_BYTES: Final = 4096
+_PROBE_MIN_BYTES: Final = 64 * 1024
 _PROBE_MAX_BYTES: Final = 1024 * 1024
 _SEGMENT_EVENTS: Final = 2**31  # ordinals are u32, and one more batch must fit
 _CLOCK_JUMP_NS: Final = 1_000_000_000  # threads may append in another order than they took the time
@@ -151,8 +151,7 @@ class SpoolWriter:
         except OSError as exc:
             raise self._write_failed(segment, exc, batch) from exc
         written = segment.size - before
-        full = segment.size >= self._segment_max_bytes or segment.events >= _SEGMENT_EVENTS
-        if sync or full or not self._unsynced.has_room_for(written):
+        if sync or not self._unsynced.has_room_for(written):
             try:
                 self._sync(segment)
             except OSError as exc:
@@ -162,8 +161,8 @@ class SpoolWriter:
         self.records += len(batch)
         self.bytes += written
         self.commits += 1
-        if full:
-            self._seal(segment)
+        if segment.size >= self._segment_max_bytes or segment.events >= _SEGMENT_EVENTS:
+            self._seal(segment)  # what fails there is no failure of this batch
 
     def sync(self) -> None:
         """Make everything committed survive a power cut; when the disk refuses, `state` and the log say so."""
@@ -214,7 +213,7 @@ class SpoolWriter:
 
     def _open(self) -> SegmentWriter:
         """A new segment; it begins with what a failed sync put in doubt. Errors: OSError, and nothing has changed."""
-        self._created_ns = max(self._created_ns, self._wall_ns())
+        self._created_ns = max(self._created_ns + 1000, self._wall_ns())  # names show microseconds, and sort
         with self._spares.lent():
             segment = SegmentWriter.create(self._directory, created_ns=self._created_ns, first_seq=self._segments)
         if again := self._unsynced.in_doubt:

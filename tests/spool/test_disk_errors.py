@@ -618,3 +618,36 @@ def test_a_sync_that_stalls_stands_but_nothing_more_is_taken_until_one_is_fast(
     assert put(writer, b"next")
     writer.close()
     assert payloads(directory) == [b"fast", b"slow", b"next"]
+
+
+MANY_SMALL_SEGMENTS = """
+now = 1000.0
+writer = SpoolWriter(directory, monotonic=lambda: now, segment_max_bytes=400)
+for n in range(24):
+    put(writer, b"%02d" % n, sync=n % 4 == 1)
+    now += 0.3
+    if n % 3 == 0:
+        writer.sync()
+    writer.maintain()
+writer.close()
+"""
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
+@pytest.mark.parametrize("call", ["write", "fdatasync", "fsync", "rename"])
+def test_whichever_calls_fail_what_was_promised_is_there_and_what_was_not_is_not(
+    tmp_path: Path, call: str, error: str
+) -> None:
+    """Every third call of a kind fails, from the second or from the third on."""
+    for first in (2, 3):
+        directory = SpoolDirectory.open(tmp_path / str(first) / "spool")
+        lines, calls = run_under_strace(
+            MANY_SMALL_SEGMENTS, directory, "-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={first}+3"
+        )
+
+        promised = {line.encode() for line in lines if not line.startswith("-")}
+        assert calls.count("INJECTED") > 0
+        assert promised
+        assert set(payloads(directory)) == promised
+        assert list(directory.tmp.iterdir()) == []
