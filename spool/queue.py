@@ -9,7 +9,7 @@ leaves a link that is made again (EEXIST is fine) or a segment that is sent agai
 
 A segment that is there twice under two names (somebody copied it) is forwarded twice, with the same ids.
 
-Why the directory is not read at every poll: a listing of 50,000 names costs 50 ms, and finishing a segment changes
+Why the directory is not read at every poll: a listing of 50,000 names costs 0.1 s, and finishing a segment changes
 the directory. It is read when the known names are used up; before that, only when it has changed and at most a
 fiftieth of the time goes into reading it.
 """
@@ -237,7 +237,7 @@ class Queue:
         if known is not None:
             return known
         try:
-            return os.lstat(self.path / name).st_size
+            return os.lstat(f"{self.path}/{name}").st_size  # half of what joining paths costs, 50,000 times
         except FileNotFoundError:
             return None  # finished by `forget`, or removed, just now
 
