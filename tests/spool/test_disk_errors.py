@@ -639,11 +639,11 @@ writer.close()
 def test_whichever_calls_fail_what_was_promised_is_there_and_what_was_not_is_not(
     tmp_path: Path, call: str, error: str
 ) -> None:
-    """Every third call of a kind fails, from the second or from the third on."""
+    """Every fourth call of a kind fails, from the second or from the third on."""
     for first in (2, 3):
         directory = SpoolDirectory.open(tmp_path / str(first) / "spool")
         lines, calls = run_under_strace(
-            MANY_SMALL_SEGMENTS, directory, "-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={first}+3"
+            MANY_SMALL_SEGMENTS, directory, "-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={first}+4"
         )
 
         promised = {line.encode() for line in lines if not line.startswith("-")}
