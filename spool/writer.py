@@ -116,6 +116,11 @@ class SpoolWriter:
         """Whether something that was committed may not survive a power cut yet."""
         return bool(self._unsynced)
 
+    @property
+    def open_bytes(self) -> int:
+        """Size of the segment that is being written; 0 when there is none."""
+        return self._segment.size if self._segment is not None else 0
+
     def append(self, payload: bytes, event_count: int, received_ns: int) -> None:
         """Put one record into the pending batch, in memory. Errors: RecordTooLarge."""
         if self._pid != os.getpid():

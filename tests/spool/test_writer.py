@@ -364,3 +364,11 @@ while True:
     writer.commit(sync=n % 5 == 0)
     os.write(1, b"".join(payload + b"\\n" for payload in batch))
 """
+
+
+def test_open_bytes_are_those_of_the_open_segment(writer: SpoolWriter, directory: SpoolDirectory) -> None:
+    assert writer.open_bytes == 0
+    put(writer, b"one")
+    assert writer.open_bytes == open_files(directory)[0].stat().st_size
+    writer.close()
+    assert writer.open_bytes == 0
