@@ -127,7 +127,7 @@ class Counters:
         self._index = index
         self._events = {source: index[f"events_total/{source}/accepted"] for source in SOURCES}
         self._other_events = self._events["other"]
-        self._answers: dict[tuple[str, str], int] = {}
+        self._answers: dict[tuple[str, str | int], int] = {}
         self._buckets = index[f"commit_seconds/{COMMIT_BUCKETS_S[0]:g}"]
         self._sum_us = index["commit_seconds/sum_us"]
         self._syncs, self._commits = index["spool_syncs_total"], index["spool_commits_total"]
@@ -154,13 +154,13 @@ class Counters:
         cells[first + 1] += filtered
         cells[first + 2] += rejected
 
-    def count_answer(self, path: str, status: str) -> None:
-        """Count one answer; ``status`` is the code, with or without its sentence."""
+    def count_answer(self, path: str, status: str | int) -> None:
+        """Count one answer; ``status`` is the code, with or without its sentence, as Falcon has it."""
         key = (path, status)
         cell = self._answers.get(key)
         if cell is None:
             door = DOORS.get(path.rstrip("/"), "other")
-            code = status[:3] if status[:3] in STATUSES else "other"
+            code = str(status)[:3] if str(status)[:3] in STATUSES else "other"
             cell = self._index[f"answers_total/{door}/{code}"]
             if path in DOORS:  # never paths that clients make up
                 self._answers[key] = cell

@@ -312,7 +312,7 @@ def test_prometheus_sees_the_sum_of_all_workers_by_label(tmp_path: Path) -> None
     two.count_events("get_v1", 4, 0, 0)
     two.count_events("a door of tomorrow", 1, 0, 0)
     one.count_answer("/1", "202 Accepted")
-    one.count_answer("/1/", "202")
+    one.count_answer("/1/", 202)
     one.count_answer("/made/up", "418 I'm a teapot")
     one.publish_writer("disk_full", 0)
     forwarder_slot(tmp_path, "archive").add("sent_events_total", 9)
