@@ -171,19 +171,18 @@ def utc(wall_ns: int) -> str:
 
 def items_in(place: Path, owner: str) -> Iterator[Item]:
     """The items in a directory, by name; other files are passed over."""
-    for file in sorted(os.listdir(place)):
-        name, suffix = os.path.splitext(file)
+    for name, suffix in sorted(map(os.path.splitext, os.listdir(place))):
         if suffix not in (EVENTS_SUFFIX, BYTES_SUFFIX) or ItemName.parse(name) is None:
             continue
         try:
-            size = os.lstat(place / file).st_size
+            size = os.lstat(place / (name + suffix)).st_size
         except FileNotFoundError:
             continue  # its replay ended just now
         yield Item(
             name,
             owner,
             "events" if suffix == EVENTS_SUFFIX else "bytes",
-            place / file,
+            place / (name + suffix),
             size,
             read_description(place / (name + DESCRIPTION_SUFFIX)),
         )

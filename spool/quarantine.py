@@ -247,7 +247,8 @@ class Quarantine:
         offsets = [record.origin.offset for record in records]
         for name in ItemName(stem_of(said.segment), min(offsets), max(offsets)).variants():
             path = place / (name + EVENTS_SUFFIX)
-            if self._ballast.spend_on(functools.partial(drafts.publish, self._directory, path, lambda: [data])):
+            publish = functools.partial(drafts.publish, self._directory, path, lambda: [data])
+            if not path.exists() and self._ballast.spend_on(publish):
                 break
         before = None
         if link:
@@ -267,7 +268,7 @@ class Quarantine:
         place = self._ballast.spend_on(lambda: self._directory.quarantine(DAMAGE_OWNER))
         for name in wanted.variants():
             path = place / (name + BYTES_SUFFIX)
-            if self._ballast.spend_on(functools.partial(write, path)):
+            if not path.exists() and self._ballast.spend_on(functools.partial(write, path)):
                 self._describe_new(path, description)
                 return True
             if _same_bytes(_read_file(path), chunks()):

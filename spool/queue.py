@@ -84,6 +84,8 @@ def distribute(
                 if size := _unlink(directory.sealed / name):
                     released(size)
         done += len(linked)
+    if done:
+        fsync_directory(directory.sealed)  # else a power cut brings back what is long finished
     return done
 
 

@@ -244,7 +244,7 @@ class SegmentReader:
     def _search(self, start: int, limit: int) -> int:
         """Where the next whole record begins in a range; ``limit`` when none does."""
         while start < limit:
-            data = self._read(start, min(CHUNK_BYTES, self.size - start))
+            data = self._read(start, CHUNK_BYTES)
             at = data.find(SYNC)
             while at >= 0 and start + at < limit and at + RECORD_HEADER_BYTES <= len(data):
                 header = decode_record_header(data, at, self._seed, offset=start + at)
@@ -284,9 +284,10 @@ class SegmentReader:
 
     def _read(self, start: int, length: int) -> bytes:
         """Bytes from ``start``, fewer than ``length`` only at the end of the file."""
+        length = min(length, self.size - start)
         data = os.pread(self._descriptor, length, start)
-        if len(data) < length and start + len(data) < self.size:
-            return b"".join((data, *self.chunks(start + len(data), min(start + length, self.size))))
+        if len(data) < length:
+            return b"".join((data, *self.chunks(start + len(data), start + length)))
         return data
 
 

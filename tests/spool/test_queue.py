@@ -65,11 +65,11 @@ def test_without_forwarders_segments_stay(directory: SpoolDirectory) -> None:
     assert path.exists()
 
 
-def test_handing_out_may_die_anywhere_and_be_done_again(tmp_path: Path) -> None:
+def test_handing_out_may_die_anywhere_and_be_done_again(memory_path: Path) -> None:
     spools: Iterator[int] = iter(range(1000))
 
     def prepare() -> SpoolDirectory:
-        directory = SpoolDirectory.open(tmp_path / str(next(spools)))
+        directory = SpoolDirectory.open(memory_path / str(next(spools)))
         for nth in range(3):
             write_segment(directory.sealed, [b"event"], nth=nth)
         return directory
@@ -96,6 +96,7 @@ def test_a_segment_that_the_forwarders_were_faster_with_counts_as_released_here(
     def finish_at_once(descriptor: int) -> None:
         real_fsync(descriptor)
         if (queue / path.name).exists():
+            patch.setattr(os, "fsync", real_fsync)
             assert Queue(directory, "archive").finish(path.name) == 0
 
     with pytest.MonkeyPatch.context() as patch:
@@ -240,11 +241,11 @@ def test_a_queue_that_was_started_is_not_started_again(directory: SpoolDirectory
     assert names_in(directory.queue("influxdb")) == []
 
 
-def test_starting_a_queue_may_die_anywhere_and_be_done_again(tmp_path: Path) -> None:
+def test_starting_a_queue_may_die_anywhere_and_be_done_again(memory_path: Path) -> None:
     spools: Iterator[int] = iter(range(1000))
 
     def prepare() -> SpoolDirectory:
-        directory = SpoolDirectory.open(tmp_path / str(next(spools)))
+        directory = SpoolDirectory.open(memory_path / str(next(spools)))
         for nth in range(3):
             write_segment(directory.sealed, [b"event"], nth=nth)
         distribute(directory, NAMES)
@@ -378,7 +379,8 @@ def test_a_copy_of_a_segment_under_another_name_gives_the_same_ids(directory: Sp
     assert queue.count == 0
 
 
-def test_a_backlog_of_fifty_thousand_segments_is_listed_once_and_in_little_memory(directory: SpoolDirectory) -> None:
+def test_a_backlog_of_fifty_thousand_segments_is_listed_once_and_in_little_memory(memory_path: Path) -> None:
+    directory = SpoolDirectory.open(memory_path / "spool")
     place = directory.queue("archive")
     real = write_segment(place, [b"event"])
     stems = [segment_stem(10**9 * nth, nth.to_bytes(16, "big")) for nth in range(50_000)]

@@ -221,14 +221,14 @@ def test_an_orphan_that_is_sealed_already_gets_no_second_seal(directory: SpoolDi
     assert (directory.sealed / f"{STEM}.seg").read_bytes() == segment_bytes(PAYLOADS)
 
 
-def test_salvage_may_die_anywhere_and_be_done_again(tmp_path: Path) -> None:
+def test_salvage_may_die_anywhere_and_be_done_again(memory_path: Path) -> None:
     torn = bytearray(segment_bytes([*PAYLOADS, b"torn"], sealed=False)[:-2])
     torn[OFFSETS[1] + 50] ^= 1
     torn[10] ^= 1
     spools: Iterator[int] = iter(range(1000))
 
     def prepare() -> SpoolDirectory:
-        directory = SpoolDirectory.open(tmp_path / str(next(spools)))
+        directory = SpoolDirectory.open(memory_path / str(next(spools)))
         orphan(directory, bytes(torn))
         return directory
 

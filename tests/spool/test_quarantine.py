@@ -1,0 +1,436 @@
+"""What is kept for a person is there once, whatever crashed; it leaves only when it was delivered or dropped."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from dying import dying_everywhere
+from made_segments import NS, UUID, segment_bytes, write_segment
+from small_disks import fill
+
+from spool.directory import SpoolDirectory, segment_stem
+from spool.quarantine import Item, Quarantine, QuarantineError, RefusedRecord
+from spool.queue import Queue, distribute
+from spool.reader import Damage, Record, SegmentReader
+from spool.record import Origin
+from spool.recovery import sweep_tmp
+
+STEM = segment_stem(NS, UUID)
+SEGMENT = f"{STEM}.seg"
+OTHER = b"another segment!"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> SpoolDirectory:
+    return SpoolDirectory.open(tmp_path / "spool")
+
+
+@pytest.fixture
+def quarantine(directory: SpoolDirectory) -> Quarantine:
+    return Quarantine(directory, wall_ns=lambda: NS)
+
+
+def refused(*indexes: int, offset: int = 64, uuid: bytes = UUID) -> list[RefusedRecord]:
+    """Single events, as the flusher gives them."""
+    return [RefusedRecord(Origin(uuid, offset, (index,)), b"event %d" % index, 1, NS) for index in indexes]
+
+
+def events_of(quarantine: Quarantine, item: Item) -> list[tuple[Origin, bytes]]:
+    return [
+        (part.origin, part.payload) for part in quarantine.contents(item) if isinstance(part, Record) and part.origin
+    ]
+
+
+def all_events(quarantine: Quarantine, owner: str | None = None) -> list[int]:
+    """The indexes of all events that are kept, doubled ones twice."""
+    items = [item for item in quarantine.items(owner) if item.kind == "events"]
+    return sorted(origin.indexes[0] for item in items for origin, _ in events_of(quarantine, item))
+
+
+def flush(directory: SpoolDirectory, forwarder: str, refuse: Sequence[int] = ()) -> Iterator[Origin]:
+    """Work through a queue as a flusher does; yields what is sent, less what the destination refuses."""
+    queue, quarantine = Queue(directory, forwarder), Quarantine(directory, wall_ns=lambda: NS + 10**9)
+    while (segment := queue.next_segment()) is not None:
+        again = []
+        with SegmentReader(queue.path / segment) as reader:
+            for part in reader.records():
+                assert isinstance(part, Record)
+                assert part.origin is not None
+                if part.origin.indexes[0] in refuse:
+                    again.append(RefusedRecord(part.origin, part.payload, part.event_count, part.received_ns))
+                else:
+                    yield part.origin
+        quarantine.add_events(forwarder, segment, again, reason="refused again")
+        assert queue.finish(segment) == 0
+
+
+# Refused events
+
+
+def test_refused_events_are_kept_with_their_origin_and_the_reason(
+    directory: SpoolDirectory, quarantine: Quarantine
+) -> None:
+    records = [*refused(3, 5), RefusedRecord(Origin(OTHER, 900), b"a whole record", 7, NS)]
+
+    assert quarantine.add_events("influxdb", SEGMENT, records, reason="refused", error="400: no", attempts=2) == 9
+
+    (item,) = quarantine.items()
+    assert (item.name, item.owner, item.kind, item.queued) == (f"{STEM}.64-900", "influxdb", "events", ())
+    assert events_of(quarantine, item) == [(record.origin, record.payload) for record in records]
+    with SegmentReader(item.path) as reader:
+        assert reader.sealed
+    assert json.loads(item.description_path.read_text()) == {
+        "reason": "refused",
+        "error": "400: no",
+        "attempts": 2,
+        "first_seen": "2026-11-22T10:15:00.123Z",
+        "last_seen": "2026-11-22T10:15:00.123Z",
+        "forwarder": "influxdb",
+        "segment": SEGMENT,
+        "events": 9,
+        "size": item.size,
+    }
+    assert item.description.events == 9
+    assert {path.stat().st_mode & 0o137 for path in (item.path, item.description_path)} == {0}
+    assert list(directory.tmp.iterdir()) == []
+
+
+def test_a_batch_repeated_after_a_crash_keeps_nothing_twice(directory: SpoolDirectory) -> None:
+    for attempt in (1, 2, 3):
+        quarantine = Quarantine(directory)
+        assert quarantine.add_events("influxdb", SEGMENT, refused(3, 5), reason="refused") == (2 if attempt == 1 else 0)
+
+        (item,) = quarantine.items()
+        assert item.description.attempts == attempt
+        assert item.description.events == 2
+    assert all_events(Quarantine(directory)) == [3, 5]
+
+
+def test_a_batch_cut_differently_keeps_only_what_is_new(directory: SpoolDirectory, quarantine: Quarantine) -> None:
+    quarantine.add_events("influxdb", SEGMENT, refused(3, 5), reason="refused")
+    quarantine.add_events("influxdb", SEGMENT, refused(1, offset=500), reason="refused")
+
+    for again in (quarantine, Quarantine(directory)):
+        again.add_events("influxdb", SEGMENT, [*refused(5, 9), *refused(1, offset=500)], reason="refused")
+
+        assert all_events(again) == [1, 3, 5, 9]
+    assert [item.name for item in quarantine.items()] == [f"{STEM}.{end}" for end in ("500-500", "64-64", "64-64.2")]
+
+
+def test_events_of_other_records_segments_and_forwarders_are_their_own(quarantine: Quarantine) -> None:
+    other_segment = segment_stem(NS + 5000, OTHER) + ".seg"
+
+    for forwarder in ("influxdb", "mongodb"):
+        for segment, uuid in ((SEGMENT, UUID), (other_segment, OTHER)):
+            for offset in (64, 500):
+                assert quarantine.add_events(forwarder, segment, refused(3, offset=offset, uuid=uuid), reason="no") == 1
+
+    assert len(quarantine.items()) == 8
+    assert len(quarantine.items("mongodb")) == 4
+
+
+def test_a_dropped_item_that_is_refused_again_is_kept_again(directory: SpoolDirectory, quarantine: Quarantine) -> None:
+    quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused")
+    (item,) = quarantine.items()
+
+    assert Quarantine(directory).drop(item) == 1
+    assert quarantine.items() == []
+    assert quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused") == 1
+    assert all_events(quarantine) == [3]
+
+
+def test_keeping_events_may_die_anywhere_and_be_done_again(memory_path: Path) -> None:
+    spools: Iterator[int] = iter(range(1000))
+
+    def add(directory: SpoolDirectory) -> None:
+        quarantine = Quarantine(directory)
+        quarantine.add_events("influxdb", SEGMENT, refused(3, 5), reason="refused")
+        quarantine.add_events("influxdb", SEGMENT, refused(5, 9), reason="refused")
+
+    for directory in dying_everywhere(lambda: SpoolDirectory.open(memory_path / str(next(spools))), add):
+        sweep_tmp(directory)
+        add(directory)
+
+        quarantine = Quarantine(directory)
+        assert all_events(quarantine) == [3, 5, 9]
+        assert [item.description.reason for item in quarantine.items()] == ["refused", "refused"]
+        assert len(list((directory.quarantine_root / "influxdb").iterdir())) == 4
+        assert list(directory.tmp.iterdir()) == []
+    assert next(spools) > 12
+
+
+def test_no_client_text_gets_into_names(quarantine: Quarantine) -> None:
+    quarantine.add_events("influxdb", "../..\n/etc/passwd ü.seg", refused(3), reason="refused")
+
+    (item,) = quarantine.items()
+    assert item.name == ".._..__etc_passwd__.64-64"
+
+
+# Damage
+
+
+def test_a_damaged_range_is_kept_once_for_all_forwarders(directory: SpoolDirectory) -> None:
+    torn = segment_bytes([b"first", b"second"], sealed=False)[:-3]
+    path = directory.sealed / SEGMENT
+    path.write_bytes(torn)
+    distribute(directory, ["archive", "influxdb"])
+    new = []
+
+    for forwarder in ("archive", "influxdb"):
+        with SegmentReader(directory.queue(forwarder) / SEGMENT) as reader:
+            (damage,) = (part for part in reader.records() if isinstance(part, Damage))
+            new.append(Quarantine(directory).add_damage(reader, damage))
+
+    assert new == [True, False]
+    (item,) = Quarantine(directory).items()
+    assert (item.owner, item.kind, item.name) == ("spool", "bytes", f"{STEM}.113-{len(torn)}")
+    assert item.path.read_bytes() == torn[113:]
+    assert item.description.reason == "the last record was cut off"
+    assert item.description.events == 1
+
+
+def test_other_bytes_of_the_same_range_are_kept_as_well(quarantine: Quarantine) -> None:
+    for content in (b"one", b"two", b"one"):
+        quarantine.add_bytes(SEGMENT, 64, 67, iter([content]), reason="the record does not decode", events=4)
+
+    assert {item.name: item.path.read_bytes() for item in quarantine.items()} == {
+        f"{STEM}.64-67": b"one",
+        f"{STEM}.64-67.2": b"two",
+    }
+
+
+def test_a_whole_file_is_kept_by_a_link_and_outlives_its_queue(
+    directory: SpoolDirectory, quarantine: Quarantine
+) -> None:
+    path = directory.queue("archive") / "foreign.seg"
+    path.write_bytes(b"no segment")
+
+    assert quarantine.add_file(path, reason="not a segment")
+    assert not quarantine.add_file(path, reason="not a segment")
+    Queue(directory, "archive").finish(path.name)
+
+    (item,) = quarantine.items()
+    assert (item.name, item.path.read_bytes()) == ("foreign.0-10", b"no segment")
+
+
+def test_keeping_damage_may_die_anywhere_and_be_done_again(memory_path: Path) -> None:
+    spools: Iterator[int] = iter(range(1000))
+
+    def add(directory: SpoolDirectory) -> None:
+        Quarantine(directory).add_bytes(SEGMENT, 64, 67, iter([b"one"]), reason="damaged")
+
+    for directory in dying_everywhere(lambda: SpoolDirectory.open(memory_path / str(next(spools))), add):
+        add(directory)
+
+        (item,) = Quarantine(directory).items()
+        assert (item.path.read_bytes(), item.description.reason) == (b"one", "damaged")
+    assert next(spools) > 6
+
+
+# For a person
+
+
+def test_an_item_without_its_description_still_is_one(quarantine: Quarantine) -> None:
+    quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused")
+    (item,) = quarantine.items()
+    item.description_path.unlink()
+
+    (item,) = quarantine.items()
+    assert item.description.reason == "the description is missing"
+    assert all_events(quarantine) == [3]
+
+    item.description_path.write_text("{")
+    (item,) = quarantine.items()
+    assert item.description.reason == "the description is damaged"
+
+
+def test_foreign_files_in_quarantine_are_no_items(directory: SpoolDirectory, quarantine: Quarantine) -> None:
+    place = directory.quarantine("influxdb")
+    (place / "notes.txt").write_text("remember the milk")
+    (place / "notes.seg").write_text("remember the milk")
+    (place / f"{STEM}.64-64.json").write_text("{}")
+    (directory.quarantine_root / "a file").write_text("hello")
+
+    assert quarantine.items() == []
+    assert quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused") == 1
+
+
+def test_an_item_can_be_exported_once_per_place(quarantine: Quarantine, tmp_path: Path) -> None:
+    quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused")
+    (item,) = quarantine.items()
+    out = tmp_path / "out"
+    out.mkdir()
+
+    data, description = quarantine.export(item, out)
+
+    assert data.read_bytes() == item.path.read_bytes()
+    assert json.loads(description.read_text())["reason"] == "refused"
+    with pytest.raises(FileExistsError):
+        quarantine.export(item, out)
+
+
+# Replay
+
+
+def test_a_replayed_item_leaves_quarantine_when_its_queue_is_done_with_it(
+    directory: SpoolDirectory, quarantine: Quarantine
+) -> None:
+    directory.queue("influxdb")
+    quarantine.add_events("influxdb", SEGMENT, refused(3, 5), reason="refused")
+    (item,) = quarantine.items()
+
+    assert quarantine.replay(item)
+    assert not quarantine.replay(item)
+    (item,) = quarantine.items()
+    assert item.queued == ("influxdb",)
+
+    assert list(flush(directory, "influxdb")) == [Origin(UUID, 64, (3,)), Origin(UUID, 64, (5,))]
+    assert quarantine.items() == []
+    assert list((directory.quarantine_root / "influxdb").iterdir()) == []
+    assert Queue(directory, "influxdb").count == 0
+
+
+def test_what_is_refused_again_stays_with_one_attempt_more(directory: SpoolDirectory, quarantine: Quarantine) -> None:
+    directory.queue("influxdb")
+    quarantine.add_events("influxdb", SEGMENT, refused(3, 5, 7), reason="refused", attempts=2)
+    (item,) = quarantine.items()
+    quarantine.replay(item)
+
+    assert [origin.indexes for origin in flush(directory, "influxdb", refuse=[3, 7])] == [(5,)]
+
+    (again,) = quarantine.items()
+    assert all_events(quarantine) == [3, 7]
+    assert (again.description.attempts, again.description.events) == (3, 2)
+    assert again.description.first_seen < again.description.last_seen
+    assert again.queued == ()
+
+    quarantine.replay(again)
+    assert list(flush(directory, "influxdb", refuse=[3, 7])) == []
+    (again,) = quarantine.items()
+    assert again.description.attempts == 4
+    assert all_events(quarantine) == [3, 7]
+
+
+def test_a_replay_goes_before_the_backlog(directory: SpoolDirectory, quarantine: Quarantine) -> None:
+    write_segment(directory.queue("influxdb"), [b"event"])
+    quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused")
+    (item,) = quarantine.items()
+    quarantine.replay(item)
+
+    assert Queue(directory, "influxdb").next_segment() == f"0~influxdb~{STEM}.64-64.seg"
+
+
+def test_an_item_can_be_replayed_to_another_forwarder(directory: SpoolDirectory, quarantine: Quarantine) -> None:
+    directory.queue("mongodb")
+    for forwarder in ("influxdb", "influxdb.eu"):
+        quarantine.add_events(forwarder, SEGMENT, refused(3, 5), reason="refused")
+
+    for item in quarantine.items():
+        assert quarantine.replay(item, to="mongodb")
+
+    assert len(list(flush(directory, "mongodb", refuse=[5]))) == 2
+    assert quarantine.items("influxdb") == quarantine.items("influxdb.eu") == []
+    assert all_events(quarantine, "mongodb") == [5]
+    assert [item.description.attempts for item in quarantine.items("mongodb")] == [3]
+
+
+def test_a_replay_may_die_anywhere_and_no_event_is_lost_or_doubled(memory_path: Path) -> None:
+    spools: Iterator[int] = iter(range(1000))
+    sent: set[Origin] = set()
+
+    def prepare() -> SpoolDirectory:
+        directory = SpoolDirectory.open(memory_path / str(next(spools)))
+        directory.queue("influxdb")
+        Quarantine(directory).add_events("influxdb", SEGMENT, refused(3, 5), reason="refused")
+        sent.clear()
+        return directory
+
+    def replay(directory: SpoolDirectory) -> None:
+        quarantine = Quarantine(directory)
+        for item in quarantine.items():
+            if item.description.attempts == 1:
+                quarantine.replay(item)
+        for origin in flush(directory, "influxdb", refuse=[5]):
+            sent.add(origin)
+
+    for directory in dying_everywhere(prepare, replay):
+        assert {*all_events(Quarantine(directory)), *(origin.indexes[0] for origin in sent)} == {3, 5}
+        sweep_tmp(directory)
+
+        replay(directory)
+
+        assert all_events(Quarantine(directory)) == [5]
+        assert Queue(directory, "influxdb").count == 0
+        assert len(list((directory.quarantine_root / "influxdb").iterdir())) == 2
+    assert next(spools) > 12
+
+
+def test_dropping_an_item_stops_its_replay(directory: SpoolDirectory, quarantine: Quarantine) -> None:
+    directory.queue("influxdb")
+    directory.queue("mongodb")
+    quarantine.add_events("influxdb", SEGMENT, refused(3, 5), reason="refused")
+    (item,) = quarantine.items()
+    quarantine.replay(item)
+    quarantine.replay(item, to="mongodb")
+
+    assert quarantine.drop(item) == 2
+
+    assert Queue(directory, "influxdb").count == Queue(directory, "mongodb").count == 0
+    assert quarantine.items() == []
+
+
+def test_what_cannot_be_replayed_says_why(directory: SpoolDirectory, quarantine: Quarantine) -> None:
+    directory.queue("influxdb")
+    quarantine.add_bytes(SEGMENT, 64, 67, [b"one"], reason="damaged")
+    quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused")
+    events, damaged = quarantine.items()
+
+    with pytest.raises(QuarantineError, match="no records"):
+        quarantine.replay(damaged, to="influxdb")
+    with pytest.raises(QuarantineError, match="no queue of a forwarder 'nobody'"):
+        quarantine.replay(events, to="nobody")
+    assert not (directory.queue_root / "nobody").exists()
+    with events.path.open("r+b") as file:
+        file.write(b"garbage " * 30)
+    with pytest.raises(QuarantineError, match="export it"):
+        quarantine.replay(events)
+    quarantine.drop(events)
+    with pytest.raises(QuarantineError, match="not in quarantine any more"):
+        quarantine.replay(events)
+    assert os.listdir(directory.queue("influxdb")) == []
+
+
+# Full disks
+
+
+def test_on_a_full_disk_the_ballast_pays_for_the_item(small_disk: Path) -> None:
+    directory = SpoolDirectory.open(small_disk / "spool")
+    (directory.tmp / "ballast").write_bytes(bytes(4 << 20))
+    fill(small_disk)
+
+    assert Quarantine(directory).add_events("influxdb", SEGMENT, refused(3, 5), reason="refused") == 2
+
+    assert all_events(Quarantine(directory)) == [3, 5]
+    assert not (directory.tmp / "ballast").exists()
+
+
+def test_with_no_room_at_all_nothing_counts_as_kept(small_disk: Path) -> None:
+    directory = SpoolDirectory.open(small_disk / "spool")
+    quarantine = Quarantine(directory)
+    quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused")
+    fill(small_disk)
+
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            quarantine.add_events("influxdb", SEGMENT, refused(5), reason="refused")
+        with pytest.raises(OSError, match="No space left"):
+            quarantine.add_bytes(SEGMENT, 64, 67, [b"one"], reason="damaged")
+    assert list(directory.tmp.iterdir()) == []
+    assert all_events(quarantine) == [3]
+
+    (small_disk / "filler").unlink()
+    assert quarantine.add_events("influxdb", SEGMENT, refused(5), reason="refused") == 1
+    assert quarantine.add_bytes(SEGMENT, 64, 67, [b"one"], reason="damaged")
+    assert all_events(quarantine) == [3, 5]
