@@ -1,0 +1,59 @@
+"""The access log: gunicorn's, but no query ever gets into it, since a pixel's query is personal data.
+
+Off unless gunicorn was given ``accesslog``. A request is noted when it was handled and logged when its tick's
+commit is over: only then is its status known.
+"""
+
+import time
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+from collector.environ import Environ
+
+
+class AccessLog:
+    """Notes of one tick. ``logger`` is gunicorn's."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        self._notes: list[tuple[list[bytes], int, Environ, float]] = []
+
+    def begin(self, environ: Environ) -> None:
+        """A request is about to be handled."""
+        environ["collector.began"] = time.monotonic()
+
+    def note(self, environ: Environ, replies: list[bytes]) -> None:
+        """The last of these replies answers ``environ``."""
+        self._notes.append((replies, len(replies) - 1, environ, environ.get("collector.began", time.monotonic())))
+
+    def write(self) -> None:
+        """Log everything noted."""
+        notes, self._notes = self._notes, []
+        for replies, position, environ, began in notes:
+            head, _, body = replies[position].partition(b"\r\n\r\n")
+            status, *lines = head.decode("latin-1").split("\r\n")
+            response = SimpleNamespace(
+                status=status[9:],
+                headers=[tuple(line.split(": ", 1)) for line in lines],
+                sent=len(body),
+            )
+            request = SimpleNamespace(
+                headers=[
+                    (key[5:].replace("_", "-"), _without_query(key, value))
+                    for key, value in environ.items()
+                    if key.startswith("HTTP_")
+                ]
+            )
+            self._logger.access(response, request, _loggable(environ), timedelta(seconds=time.monotonic() - began))
+
+
+def _loggable(environ: Environ) -> Environ:
+    copy = {"REQUEST_METHOD": "-", "RAW_URI": "-", "SERVER_PROTOCOL": "-", **environ, "QUERY_STRING": ""}
+    for key in ("RAW_URI", "HTTP_REFERER"):
+        copy[key] = _without_query(key, copy.get(key, "-"))
+    return copy
+
+
+def _without_query(key: str, value: str) -> str:
+    return value.partition("?")[0] if key in ("RAW_URI", "HTTP_REFERER") else value

@@ -1,0 +1,216 @@
+"""What the connections of one worker share: the application, the clock, and the end of a tick.
+
+A *tick* is one iteration of the event loop. All requests that were read in it are handed to the application
+one after the other; an application that defers its commit puts what it wants stored into
+``environ["collector.held"]``. At the end of the tick everything held is committed at once (one write, at most
+one fdatasync), and only then the replies go, one write per connection:
+
+    read, read, read … → app, app, app … → end_tick: commit → flush, flush, flush …
+
+If the commit fails, the replies of those requests that held something are replaced by the application's 503;
+the others stand. All keep their places, so that every connection gets its replies in order.
+
+Why inline and not in a thread: a commit in a thread of its own was slower (it splits the clients into two
+alternating groups), and a future per tick costs more than it saves. A client that has gone changes nothing:
+what it sent is stored, and there is nobody to tell.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from collector.access import AccessLog
+from collector.environ import Environ, HeaderKeys
+from collector.limits import Limits
+from collector.replies import Replies, WsgiApp
+
+if TYPE_CHECKING:
+    from collector.http_protocol import Connection
+
+log = logging.getLogger(__name__)
+
+UNAVAILABLE = "503 Service Unavailable"
+DEFAULT_MAX_BODY_BYTES = 8 * 1024 * 1024
+
+
+class DeferringApp(Protocol):
+    """A WSGI application that leaves the commit to the worker. Without ``commit`` it is an ordinary one."""
+
+    max_body_bytes: int
+
+    def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]: ...
+
+    def commit(self, held: list[Any]) -> str | None:
+        """Make everything held durable. None: done; a sentence: why nothing of it is promised."""
+
+    def unavailable(self, environ: Mapping[str, Any], reason: str) -> tuple[str, Sequence[tuple[str, str]], bytes]:
+        """Status, headers and body of the reply to a request whose commit failed."""
+
+    def refusing(self) -> str | None:
+        """Why bodies are not wanted at the moment, or None. Asked for every request with a body."""
+
+    def maintain(self) -> None:
+        """Called every 0.1 s on the loop."""
+
+    def close(self) -> None:
+        """Called once when the worker ends."""
+
+
+class Hub:
+    """Shared state of one worker's connections. Lives on the loop's thread, as everything it holds."""
+
+    def __init__(self, app: WsgiApp, limits: Limits, loop: asyncio.AbstractEventLoop, access: AccessLog | None) -> None:
+        self.app = app
+        self.limits = limits
+        self.loop = loop
+        self.replies = Replies(app, lambda exc: loop.call_soon_threadsafe(_raise, exc))
+        self.keys = HeaderKeys()
+        self.defers = hasattr(app, "commit")
+        self.refusing = getattr(app, "refusing", _nothing)
+        self.maintain = getattr(app, "maintain", _nothing)
+        self.max_body_bytes: int = getattr(app, "max_body_bytes", DEFAULT_MAX_BODY_BYTES)
+        self.max_connections = limits.connections()
+        self.connections: set[Connection] = set()
+        self.now = loop.time()  # coarse: as of the last `beat`
+        self.stopping = False
+        self.served = 0
+        self.buffered_bytes = 0
+        self.bodies = BodyThread(self)
+        self.access = access
+        self._due = False
+        self._dirty: list[Connection] = []
+        self._held: list[Any] = []
+        self._waiting: list[tuple[Connection, int, Environ, bool]] = []
+
+    def beat(self, wall_s: float) -> None:
+        """To be called at least every second: the clock of timeouts and of the Date header."""
+        self.now = self.loop.time()
+        self.replies.now(wall_s)
+
+    def hold(self, connection: "Connection", environ: Environ, held: list[Any], keep_alive: bool) -> None:
+        """Let the last reply of this connection depend on the tick's commit."""
+        self._held += held
+        self._waiting.append((connection, len(connection.replies) - 1, environ, keep_alive))
+
+    def touch(self, connection: "Connection") -> None:
+        """This connection has replies to be flushed at the end of the tick."""
+        self._dirty.append(connection)
+        if not self._due:
+            self._due = True
+            self.loop.call_soon(self.end_tick)
+
+    def end_tick(self) -> None:
+        """Commit what is held, then let the replies go."""
+        self._due = False
+        dirty, self._dirty = self._dirty, []
+        if self._waiting:
+            held, self._held = self._held, []
+            waiting, self._waiting = self._waiting, []
+            reason = self._commit(held)
+            if reason is not None:
+                for connection, position, environ, keep_alive in waiting:
+                    connection.replies[position] = self.unavailable(environ, reason, keep_alive)
+        if self.access is not None:
+            self.access.write()
+        for connection in dirty:
+            try:
+                connection.flush()
+            except Exception:  # one connection must never keep the others from their replies
+                log.exception("a connection failed while its replies were sent")
+                connection.abort()
+
+    def _commit(self, held: list[Any]) -> str | None:
+        try:
+            reason: str | None = self.app.commit(held)  # type: ignore[attr-defined]  # only called if it defers
+        except Exception:
+            log.exception("the commit failed unexpectedly")
+            return "the commit failed"
+        return reason
+
+    def unavailable(self, environ: Environ, reason: str, keep_alive: bool) -> bytes:
+        """The 503 for a request of which nothing is stored."""
+        if self.defers:
+            try:
+                status, headers, body = self.app.unavailable(environ, reason)  # type: ignore[attr-defined]
+                return self.replies.encode(environ, status, headers, body, keep_alive)[0]
+            except Exception:
+                log.exception("the application has no answer for a failed commit")
+        return self.replies.refusal(environ, UNAVAILABLE, reason)
+
+    def is_busy(self) -> bool:
+        """Whether a connection is open or a request not yet answered."""
+        return bool(self.connections) or self.bodies.pending > 0
+
+    def close_quiet(self, for_s: float) -> None:
+        """Close the connections that have been between two requests for so long; no request is under way there."""
+        for connection in tuple(self.connections):
+            if connection.is_quiet(for_s):
+                connection.close()
+
+    def check_timeouts(self) -> None:
+        """One pass over all connections, about once a second: cheaper than a timer for each request."""
+        for connection in tuple(self.connections):
+            connection.check_timeout(self.now)
+
+
+class BodyThread:
+    """The one thread that handles large bodies, so that decoding 8 MiB does not stop everybody else.
+
+    It only runs the application and makes the reply; commit and sending stay on the loop. Started at the
+    first large body.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._jobs: queue.SimpleQueue[tuple[Connection, Environ, bool, int] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self.pending = 0  # counted on the loop: what was submitted and has not come back
+
+    def submit(self, connection: "Connection", environ: Environ, keep_alive: bool, body_bytes: int) -> bool:
+        """Queue a request; its reply comes to ``connection.answered``. False: the queue is full."""
+        if self.pending >= self._hub.limits.thread_queue:
+            return False
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="large-bodies", daemon=True)
+            self._thread.start()
+        self.pending += 1
+        self._hub.buffered_bytes += body_bytes
+        self._jobs.put((connection, environ, keep_alive, body_bytes))
+        return True
+
+    def stop(self) -> None:
+        """Let the thread end after what is queued."""
+        self._jobs.put(None)
+
+    def _run(self) -> None:
+        hub = self._hub
+        while (job := self._jobs.get()) is not None:
+            connection, environ, keep_alive, body_bytes = job
+            held: list[Any] = []
+            if hub.defers:
+                environ["collector.held"] = held
+            if hub.access is not None:
+                hub.access.begin(environ)
+            reply, stays = hub.replies.respond(environ, held, keep_alive and not hub.stopping)
+            answer = (connection, environ, held, reply, stays, keep_alive, body_bytes)
+            try:
+                hub.loop.call_soon_threadsafe(self._back, answer)
+            except RuntimeError:
+                return  # the loop is closed: the worker was told to end at once
+
+    def _back(self, answer: tuple["Connection", Environ, list[Any], bytes, bool, bool, int]) -> None:
+        connection, environ, held, reply, stays, keep_alive, body_bytes = answer
+        self.pending -= 1
+        self._hub.buffered_bytes -= body_bytes
+        connection.answered(environ, held, reply, stays, keep_alive)
+
+
+def _raise(exc: BaseException) -> None:
+    raise exc
+
+
+def _nothing() -> None:
+    return None
