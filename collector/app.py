@@ -1,0 +1,142 @@
+"""The WSGI application: the table of routes, and what a server needs to know of it.
+
+Under any WSGI server ``app(environ, start_response)`` answers after the request's record is committed.
+collector/worker.py does better: it puts a list into ``environ["collector.held"]``, collects the records of
+an event-loop tick there, and calls `CollectorApp.commit` once before any of that tick's replies goes.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import falcon
+
+from collector.filters import Filters
+from collector.health import Health
+from collector.intake import Held, Intake
+from collector.limits import Limits
+from collector.metrics import Backlog, Counters
+from collector.resources.answers import PROBLEM_TYPE, Headers, cors_headers, problem
+from collector.resources.events import EventsResource, beacon_format, event_format
+from collector.resources.health import HealthcheckResource, LivenessResource, MetricsResource, ReadinessResource
+from collector.resources.pixel import PixelResource
+from collector.sender import sender_reader
+from collector.settings import Settings, load
+from spool.directory import SpoolDirectory
+from spool.watermark import Watermark, retry_after_s
+from spool.writer import SpoolWriter
+
+
+class CollectorApp:
+    """The application of one process: Falcon's routes over one intake."""
+
+    def __init__(self, routes: falcon.App[Any, Any], intake: Intake, counters: Counters, settings: Settings) -> None:
+        self._routes = routes
+        self._intake = intake
+        self._counters = counters
+        http = settings.http
+        self.max_body_bytes = http.max_body_bytes
+        self.limits = Limits(
+            max_buffered_bytes=http.max_buffered_bytes,
+            header_timeout_s=http.header_timeout_s,
+            body_timeout_s=http.body_timeout_s,
+            body_min_bytes_per_s=http.body_min_bytes_per_s,
+            idle_timeout_s=http.idle_timeout_s,
+            reuse_port=http.reuse_port,
+        )
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        return self._routes(environ, start_response)
+
+    def refusing(self) -> str | None:
+        """Why nothing is taken at the moment, or None."""
+        return self._intake.refusal()
+
+    def commit(self, held: Sequence[Held]) -> str | None:
+        """Store what one tick's requests held. None: done; otherwise the reason why nothing of it is stored."""
+        reason = self._intake.commit(held)
+        if reason is None:
+            for record in held:
+                self._counters.count_answer(record.path, "202")
+        return reason
+
+    def unavailable(self, environ: Mapping[str, Any], reason: str) -> tuple[str, Headers, bytes]:
+        """The 503 of a request whose records could not be committed."""
+        self._counters.count_answer(environ.get("PATH_INFO", ""), "503")
+        headers = [("Content-Type", PROBLEM_TYPE), ("Retry-After", str(retry_after_s())), *cors_headers(environ)]
+        return falcon.HTTP_503, headers, problem(falcon.HTTP_503, reason)
+
+    def maintain(self) -> None:
+        """To be called every 0.1 s: the interval's sync, sealing by age, probing a full disk."""
+        self._intake.maintain()
+
+    def close(self) -> None:
+        """Seal the open segment; the last call."""
+        self._intake.close()
+
+
+class _EveryAnswer:
+    """Falcon middleware: CORS headers and counters on every answer, errors included."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+
+    def process_response(self, req: falcon.Request, resp: falcon.Response, resource: object, succeeded: bool) -> None:
+        for name, value in cors_headers(req.env):
+            resp.set_header(name, value)
+        resp.set_header("X-Content-Type-Options", "nosniff")
+        resp.set_header("Cross-Origin-Resource-Policy", "cross-origin")
+        if not req.env.get("collector.held"):  # what is held is counted when it is known how it ends
+            self._counters.count_answer(req.path, str(resp.status))
+
+
+def _problem_for(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError) -> None:
+    """Falcon's own refusals (unknown path, wrong method) as problem documents."""
+    resp.content_type = PROBLEM_TYPE
+    status = str(error.status)
+    resp.data = problem(status, error.description or error.title or status[4:])
+
+
+def create_app(settings: Settings | None = None) -> CollectorApp:
+    """Wire the application: one writer, one intake, the routes.
+
+    Without ``settings`` they are read as every command reads them: ``COLLECTOR_CONFIG`` and ``COLLECTOR_*``.
+    Errors: SettingsError, SpoolError.
+    """
+    settings = settings or load(None, os.environ)
+    directory = SpoolDirectory.open(Path(settings.spool.path))
+    counters = Counters.http(directory.metrics)
+    writer = SpoolWriter(
+        directory,
+        segment_max_bytes=settings.spool.segment_max_bytes,
+        segment_max_age_s=settings.spool.segment_max_age_s,
+        on_sealed=counters.count_sealed,
+    )
+    watermark = Watermark(
+        directory.path,
+        min_free_bytes=settings.spool.min_free_bytes,
+        max_spool_bytes=settings.spool.max_spool_bytes,
+        backlog_bytes=Backlog(directory.metrics),
+    )
+    intake = Intake(writer, watermark, Filters(settings.filters), settings.durability, counters)
+    sender_of = sender_reader(settings.http.trusted_proxies)
+    health = Health(directory, watermark, settings)
+    limit = settings.http.max_body_bytes
+
+    routes: falcon.App[Any, Any] = falcon.App(middleware=[_EveryAnswer(counters)])
+    routes.req_options.strip_url_path_trailing_slash = True
+    routes.set_error_serializer(_problem_for)
+    routes.add_route("/1", PixelResource(intake, sender_of, base64=False))
+    routes.add_route("/2", PixelResource(intake, sender_of, base64=True))
+    events = EventsResource(intake, sender_of, max_body_bytes=limit, format_of=event_format)
+    routes.add_route("/rest/1.0/event", events)
+    routes.add_route(
+        "/rest/1.0/beacon", EventsResource(intake, sender_of, max_body_bytes=limit, format_of=beacon_format)
+    )
+    routes.add_route("/1.0/healthcheck", HealthcheckResource(health))
+    routes.add_route("/healthcheck", HealthcheckResource(health))
+    routes.add_route("/livez", LivenessResource())
+    routes.add_route("/readyz", ReadinessResource(intake))
+    routes.add_route("/metrics", MetricsResource(directory))
+    return CollectorApp(routes, intake, counters, settings)

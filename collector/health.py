@@ -1,0 +1,143 @@
+"""The health report: is it taking events, is each destination getting them, is there room.
+
+Every HTTP worker can answer it, because all figures come from what the processes share: the counters in the
+spool's ``_metrics`` (collector/metrics.py), the forwarders' status files, and the disk.
+
+Source: Ning collector, /1.0/healthcheck. Its messages are kept, because scripts of its users read them; the same
+figures stand as JSON numbers in ``figures``.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from collector.metrics import OUTCOMES, SOURCES, Totals, read_all
+from collector.settings import ForwarderSettings, Settings
+from forwarders.status import ForwarderStatus, read_status
+from spool.directory import SpoolDirectory
+from spool.watermark import Watermark
+
+FORMAT_VERSION = "1"
+#: A forwarder that retries for longer than this is an ERROR, not a WARN.
+RETRY_ERROR_S = 300
+_STATES = ("running", "retrying", "stopped")
+
+Code = Literal["OK", "WARN", "ERROR"]
+Item = dict[str, Any]
+
+
+class Health:
+    """Makes the report. One per process; holds nothing but where to look."""
+
+    def __init__(self, directory: SpoolDirectory, watermark: Watermark, settings: Settings) -> None:
+        self._directory = directory
+        self._watermark = watermark
+        self._forwarders = settings.forwarders
+
+    def report(self, location: str) -> dict[str, Any]:
+        """The report as JSON values. ``location`` is the address it was asked for under."""
+        totals = read_all(self._directory.metrics)
+        items = [self._writer(totals)]
+        items += [self._forwarder(each, totals) for each in self._forwarders]
+        if not self._forwarders:
+            items.append(_item("ForwarderHealthCheck", "WARN", "no forwarder is configured: events stay in the spool"))
+        items.append(self._disk(totals))
+        return {
+            "location": location,
+            "size": len(items),
+            "formatVersion": FORMAT_VERSION,
+            "generated": _iso(time.time_ns() // 1_000_000),
+            "items": items,
+        }
+
+    def _writer(self, totals: Totals) -> Item:
+        http = totals.http
+        events = {each: sum(http[f"events_total/{source}/{each}"] for source in SOURCES) for each in OUTCOMES}
+        workers = [each for each in totals.live if each.kind == "http"]
+        broken = [each.number for each in workers if each.values.get("writer_state")]
+        figures = {
+            "running": bool(workers) and not broken,
+            "workers": len(workers),
+            "openFiles": sum(1 for each in workers if each.values.get("open_segment_bytes")),
+            "enqueued": events["accepted"],
+            "written": events["accepted"],
+            "dropped": http["spool_commit_failed_requests_total"],
+            "errored": http["spool_commit_failures_total"],
+            "ignored": events["filtered"],
+            "rejected": events["rejected"],
+            "pendingFiles": max((each["queue_segments"] for each in totals.forwarders.values()), default=0),
+            "flushes": http["sealed_segments_total"],
+        }
+        message = (
+            f"running: {_word(figures['running'])}, local files: {{open: {figures['openFiles']}}}, "
+            + ", ".join(f"{each}: {figures[each]}" for each in ("enqueued", "written", "dropped", "errored", "ignored"))
+            + f", pendingFiles: {figures['pendingFiles']}, flushes: {figures['flushes']}"
+        )
+        if broken:
+            message += f", workers that cannot write: {broken}"
+        return _item("WriterHealthCheck", "ERROR" if not figures["running"] else "OK", message, figures)
+
+    def _forwarder(self, settings: ForwarderSettings, totals: Totals) -> Item:
+        counted = totals.forwarders.get(settings.name, {})
+        status = read_status(self._directory, settings.name)
+        running = totals.is_live("flusher")
+        figures: dict[str, Any] = {
+            "name": settings.name,
+            "destination": settings.type,
+            "enabled": settings.flush.enabled,
+            "running": running,
+            "state": _STATES[min(counted.get("state", 0), 2)],
+            "queueSegments": counted.get("queue_segments", 0),
+            "queueBytes": counted.get("queue_bytes", 0),
+            "oldestPendingMs": counted.get("oldest_pending_ms", 0),
+            "lastSuccessMs": counted.get("last_success_ms", 0),
+            "enqueued": counted.get("sent_events_total", 0) + counted.get("quarantined_events_total", 0),
+            "sent": counted.get("sent_events_total", 0),
+            "dropped": 0,
+            "errored": counted.get("quarantined_events_total", 0),
+            "ignored": counted.get("skipped_events_total", 0),
+            "retried": counted.get("retries_total", 0),
+        }
+        names = ", ".join(settings.flush.names)
+        message = (
+            f"enabled: {_word(settings.flush.enabled)}, running: {_word(running)}, types: [{names}], "
+            f"queue sizes: {{{settings.name}: {figures['queueSegments']}}}, "
+            + ", ".join(f"{each}: {figures[each]}" for each in ("enqueued", "sent", "dropped", "errored", "ignored"))
+        )
+        code = _forwarder_code(settings, figures, status)
+        if status is not None and code != "OK" and status.reason:
+            message += f", {status.state} since {_iso(status.since_ms)}: {status.reason}"
+        return _item("ForwarderHealthCheck", code, message, figures)
+
+    def _disk(self, totals: Totals) -> Item:
+        refusal = self._watermark.refusal()
+        free = self._watermark.free_bytes()
+        figures = {"freeBytes": free, "backlogBytes": totals.backlog_bytes, "accepting": refusal is None}
+        message = f"free: {free}, backlog: {totals.backlog_bytes}"
+        return _item(
+            "DiskHealthCheck", "ERROR" if refusal else "OK", f"{message}, {refusal}" if refusal else message, figures
+        )
+
+
+def _forwarder_code(settings: ForwarderSettings, figures: Mapping[str, Any], status: ForwarderStatus | None) -> Code:
+    if not settings.flush.enabled:
+        return "WARN"
+    if not figures["running"] or figures["state"] == "stopped":
+        return "ERROR"
+    if figures["state"] == "retrying":
+        for_s = (time.time_ns() // 1_000_000 - status.since_ms) / 1000 if status else 0
+        return "ERROR" if for_s > RETRY_ERROR_S else "WARN"
+    return "OK"
+
+
+def _item(kind: str, code: Code, message: str, figures: dict[str, Any] | None = None) -> Item:
+    return {"type": kind, "code": code, "message": message, "figures": figures or {}}
+
+
+def _word(value: object) -> str:
+    return "true" if value else "false"
+
+
+def _iso(time_ms: int) -> str:
+    seconds, millis = divmod(time_ms, 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{millis:03d}Z"

@@ -1,0 +1,182 @@
+"""The one way in: events → filter, stamp, encode → one spool record → commit.
+
+Every door hands its events to `Intake.accept`. What is left after the filters becomes one record, so a
+request is stored whole or not at all. The record is then either *held*, when the server asked to commit
+for all requests of an event-loop tick at once (``environ["collector.held"]``), or committed here and now.
+Nothing is counted as accepted, and no reply says 202, before its commit has returned.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from collector.filters import Filters
+from collector.metrics import Counters
+from collector.settings import DurabilitySettings
+from formats.envelope import encode_envelope
+from formats.event import Event
+from formats.pixel import Sender
+from spool.record import EVENTS_MAX, PAYLOAD_MAX_BYTES
+from spool.watermark import Watermark
+from spool.writer import SpoolUnavailable, SpoolWriter
+
+MAINTAIN_S = 0.1
+
+
+@dataclass(slots=True)
+class Held:
+    """One request's record, on its way to the spool."""
+
+    path: str
+    source: str
+    payload: bytes
+    received_ns: int
+    accepted: int
+    filtered: int
+    rejected: int
+    durability: str
+
+
+class Unavailable(Exception):
+    """Nothing of the request is promised: 503."""
+
+
+class TooMuch(ValueError):
+    """One request's events do not fit into one record: 413."""
+
+
+class Intake:
+    """Takes events from the doors and puts them into the spool.
+
+    Owner:   one process. Under the collector's own worker `commit` and `maintain` run on the event loop;
+             under any other server every request thread commits, one at a time, and a daemon thread,
+             started by the first of them, does `maintain`.
+    Errors:  Unavailable when the spool cannot take the request now; TooMuch when it never could.
+    """
+
+    def __init__(
+        self,
+        writer: SpoolWriter,
+        watermark: Watermark,
+        filters: Filters,
+        durability: DurabilitySettings,
+        counters: Counters,
+    ) -> None:
+        self.writer = writer
+        self._watermark = watermark
+        self._filters = filters
+        self._durability = {
+            "get_v1": durability.pixel,
+            "get_v2": durability.pixel,
+            "scribe": durability.scribe,
+            "udp": durability.udp,
+        }
+        self._post_durability = durability.post
+        self._interval_s = durability.interval_ms / 1000
+        self._counters = counters
+        self._unsynced_since: float | None = None
+        self._lock = threading.Lock()
+        self._maintainer: tuple[int, threading.Thread] | None = None
+
+    def refusal(self) -> str | None:
+        """Why nothing is taken at the moment, or None. Costs a cached look at the disk."""
+        if self.writer.state != "ok":
+            return "the spool cannot be written" if self.writer.state == "unhealthy" else "the spool's disk is full"
+        return self._watermark.refusal()
+
+    def accept(
+        self,
+        source: str,
+        events: list[Event],
+        sender: Sender,
+        *,
+        path: str = "",
+        rejected: int = 0,
+        held: list[Held] | None = None,
+    ) -> None:
+        """Store ``events``, or arrange that they are stored before the reply goes.
+
+        ``rejected`` counts the request's other events, which could not be read. Filtered events are
+        dropped here: their sender is told that they were accepted. ``path`` is the door's, for counting.
+        """
+        offered = len(events)
+        events = self._filters.keep(events, sender)
+        filtered = offered - len(events)
+        if not events:
+            self._counters.count_events(source, 0, filtered, rejected)
+            return
+        payload = encode_envelope(source, sender.received_ms, events)
+        if len(payload) > PAYLOAD_MAX_BYTES or len(events) > EVENTS_MAX:
+            raise TooMuch(f"{len(events)} events of {len(payload)} bytes are too much for one request")
+        durability = self._durability.get(source, self._post_durability)
+        record = Held(path, source, payload, time.time_ns(), len(events), filtered, rejected, durability)
+        if held is not None:
+            held.append(record)
+            return
+        self._ensure_maintainer()
+        with self._lock:
+            reason = self.commit((record,))
+        if reason is not None:
+            raise Unavailable(reason)
+
+    def reject(self, source: str, rejected: int) -> None:
+        """Count the events of a request of which nothing could be accepted."""
+        self._counters.count_events(source, 0, 0, rejected)
+
+    def commit(self, records: Sequence[Held]) -> str | None:
+        """Append the records of one tick and make them as durable as their doors promise.
+
+        Returns None when all of them are in the spool, or the reason why none of them is.
+        """
+        sync = False
+        try:
+            for record in records:
+                self.writer.append(record.payload, record.accepted, record.received_ns)
+                sync = sync or record.durability == "commit"
+            started = time.perf_counter()
+            self.writer.commit(sync=sync)
+        except SpoolUnavailable as exc:
+            self._counters.count_commit_failure(len(records))
+            return exc.reason
+        counters = self._counters
+        counters.observe_commit(time.perf_counter() - started)
+        counters.count_commit(len(records), sum(len(record.payload) for record in records), synced=sync)
+        for record in records:
+            counters.count_events(record.source, record.accepted, record.filtered, record.rejected)
+        if sync:
+            self._unsynced_since = None
+        elif self._unsynced_since is None and any(record.durability == "interval" for record in records):
+            self._unsynced_since = time.monotonic()
+        return None
+
+    def maintain(self) -> None:
+        """What is due by time: the interval's fdatasync, sealing by age, probing a full disk. Every MAINTAIN_S."""
+        since = self._unsynced_since
+        if since is not None and time.monotonic() - since + MAINTAIN_S > self._interval_s:
+            self._unsynced_since = None
+            self.writer.sync()
+        self.writer.maintain()
+        self._counters.publish_writer(self.writer.state, self.writer.open_bytes)
+
+    def close(self) -> None:
+        """Seal the open segment."""
+        with self._lock:
+            self.writer.close()
+            self._counters.publish_writer(self.writer.state, self.writer.open_bytes)
+
+    def _ensure_maintainer(self) -> None:
+        if self._maintainer is not None and self._maintainer[0] == os.getpid():
+            return
+        with self._lock:
+            if self._maintainer is None or self._maintainer[0] != os.getpid():  # threads do not survive a fork
+                thread = threading.Thread(target=self._maintain_for_ever, name="spool-maintainer", daemon=True)
+                self._maintainer = (os.getpid(), thread)
+                thread.start()
+
+    def _maintain_for_ever(self) -> None:
+        while True:
+            time.sleep(MAINTAIN_S)
+            with self._lock:
+                self.maintain()

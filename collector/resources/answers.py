@@ -1,0 +1,87 @@
+"""What the answers of all doors have in common: CORS, the Warning header, problem documents."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import falcon
+
+from formats.event import FormatError
+from spool.watermark import retry_after_s
+
+Environ = Mapping[str, Any]
+Headers = list[tuple[str, str]]
+
+#: A 1x1 transparent GIF.
+PIXEL = bytes.fromhex("47494638396101000100800000000000ffffff21f90401000000002c00000000010001000002024401003b")
+NOT_CACHED = "private, no-cache, no-transform, proxy-revalidate"
+PROBLEM_TYPE = "application/problem+json"
+WARNING_MAX_CHARS = 512
+FAILURES_SHOWN = 20
+
+
+def cors_headers(environ: Environ) -> Headers:
+    """The CORS headers of an answer.
+
+    The origin is echoed, because Chromium drops JSON beacons on ``*``; credentials are allowed because
+    beacons always send them, and no cookie is ever read. A request without Origin needs none of that.
+    """
+    origin = environ.get("HTTP_ORIGIN", "")
+    headers = [("Vary", "Origin"), ("Access-Control-Expose-Headers", "Warning, Retry-After")]
+    if origin and origin.isascii() and origin.isprintable():
+        headers += [("Access-Control-Allow-Origin", origin), ("Access-Control-Allow-Credentials", "true")]
+    else:
+        headers.append(("Access-Control-Allow-Origin", "*"))
+    return headers
+
+
+def preflight_headers(methods: str) -> Headers:
+    """What an OPTIONS request is told on top: which methods and headers a page may use, for a day."""
+    return [
+        ("Access-Control-Allow-Methods", methods),
+        ("Access-Control-Allow-Headers", "Content-Type, Content-Encoding"),
+        ("Access-Control-Max-Age", "86400"),
+        ("Allow", methods),
+    ]
+
+
+def warning(accepted: int, failed: int, first: FormatError) -> str:
+    """The Warning header of a request with failures: printable ASCII, at most WARNING_MAX_CHARS."""
+    reason = "".join(char if " " <= char <= "~" and char not in '"\\\\' else "?" for char in first.reason)
+    head = f'199 - "[{accepted} successes] [{failed} failures] ['
+    tail = f', at event {first.at}]"'
+    return head + reason[: WARNING_MAX_CHARS - len(head) - len(tail)] + tail
+
+
+def problem(status: str, detail: str, failures: Sequence[FormatError] = (), *, failed: int = 0) -> bytes:
+    """A problem document; ``failures`` are listed with their positions, ``failed`` is how many there were."""
+    document: dict[str, object] = {
+        "type": "about:blank",
+        "title": status[4:],
+        "status": int(status[:3]),
+        "detail": detail,
+    }
+    if failures:
+        document["failed"] = failed
+        document["failures"] = [{"index": each.at, "reason": each.reason} for each in failures[:FAILURES_SHOWN]]
+    return json.dumps(document).encode()
+
+
+def refused(status: str, detail: str, headers: Headers | None = None) -> falcon.HTTPStatus:
+    """An answer other than 202, to be raised: a problem document that says what is wrong."""
+    return falcon.HTTPStatus(
+        status, [("Content-Type", PROBLEM_TYPE), *(headers or [])], problem(status, detail).decode()
+    )
+
+
+def malformed(detail: str, failures: Sequence[FormatError], failed: int) -> falcon.HTTPStatus:
+    """400: nothing of the request could be accepted."""
+    headers = [("Content-Type", PROBLEM_TYPE), ("Warning", warning(0, failed, failures[0]))]
+    return falcon.HTTPStatus(
+        falcon.HTTP_400, headers, problem(falcon.HTTP_400, detail, failures, failed=failed).decode()
+    )
+
+
+def unavailable(reason: str) -> falcon.HTTPStatus:
+    """503: nothing of the request is promised; come back later."""
+    return refused(falcon.HTTP_503, reason, [("Retry-After", str(retry_after_s()))])

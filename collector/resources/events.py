@@ -1,0 +1,133 @@
+"""``POST /rest/1.0/event`` and ``POST /rest/1.0/beacon``: a body of events, judged one by one."""
+
+from collections.abc import Callable
+from urllib.parse import parse_qs
+
+import falcon
+
+from collector.intake import Intake, TooMuch, Unavailable
+from collector.resources.answers import malformed, preflight_headers, refused, unavailable, warning
+from collector.resources.body import BodyError, read_body
+from collector.sender import SenderReader
+from formats.content_encoding import TooLarge, UnknownEncoding, decode_body
+from formats.event import Decoded, Defaults, FormatError, check_name
+from formats.json_body import decode_json
+from formats.msgpack_body import decode_msgpack
+from formats.thrift_body import decode_thrift
+from formats.times import parse_date, parse_granularity
+
+Decoder = Callable[[bytes, Defaults], Decoded]
+
+#: Content type → (the door's name, its decoder). A new body format is a line here and a module in formats/.
+BODY_FORMATS: dict[str, tuple[str, Decoder]] = {
+    "application/json": ("json", decode_json),
+    "text/json": ("json", decode_json),
+    "application/msgpack": ("msgpack", decode_msgpack),
+    "application/x-msgpack": ("msgpack", decode_msgpack),
+    "application/vnd.msgpack": ("msgpack", decode_msgpack),
+    "application/thrift": ("thrift", decode_thrift),
+    "application/x-thrift": ("thrift", decode_thrift),
+    "application/vnd.apache.thrift.binary": ("thrift", decode_thrift),
+    "ning/thrift": ("thrift", decode_thrift),
+}
+BEACON_TYPES = ("text/plain", "application/json", "text/json", "")
+
+
+def event_format(content_type: str) -> tuple[str, Decoder] | None:
+    """What reads a body of the event door; parameters and case of the type are ignored."""
+    essence = content_type.partition(";")[0].strip().lower()
+    if essence.startswith("application/") and essence.endswith("+json"):
+        return "json", decode_json
+    return BODY_FORMATS.get(essence)
+
+
+def beacon_format(content_type: str) -> tuple[str, Decoder] | None:
+    """What reads a body of the beacon door: what browsers send without asking first is read as JSON."""
+    essence = content_type.partition(";")[0].strip().lower()
+    return ("beacon", decode_json) if essence in BEACON_TYPES else None
+
+
+class EventsResource:
+    """A door that takes bodies. ``format_of`` chooses the decoder by content type."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        sender_of: SenderReader,
+        *,
+        max_body_bytes: int,
+        format_of: Callable[[str], tuple[str, Decoder] | None],
+    ) -> None:
+        self._intake = intake
+        self._sender_of = sender_of
+        self._max_body_bytes = max_body_bytes
+        self._format_of = format_of
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Store what can be read of the body, and say what could not."""
+        refusal = self._intake.refusal()
+        if refusal is not None:
+            raise unavailable(refusal)
+        chosen = self._format_of(req.env.get("CONTENT_TYPE", ""))
+        if chosen is None:
+            raise refused(falcon.HTTP_415, "the Content-Type is none that this address understands")
+        source, decode = chosen
+        body = self._read(req)
+        sender = self._sender_of(req.env)
+        decoded = decode(body, self._defaults(req.query_string, sender.received_ms))
+        if not decoded.events:
+            failed = max(decoded.failed, 1)
+            self._intake.reject(source, failed)
+            failures = decoded.failures or [FormatError("the body holds no event")]
+            raise malformed("no event could be accepted", failures, failed)
+        accepted = len(decoded.events)  # before the filters: a filtered event is answered as accepted
+        try:
+            self._intake.accept(
+                source,
+                decoded.events,
+                sender,
+                path=req.path,
+                rejected=decoded.failed,
+                held=req.env.get("collector.held"),
+            )
+        except Unavailable as exc:
+            raise unavailable(str(exc)) from exc
+        except TooMuch as exc:
+            raise refused(falcon.HTTP_413, str(exc)) from exc
+        resp.status = falcon.HTTP_202
+        resp.content_type = "text/plain"
+        if decoded.failed:
+            resp.set_header("Warning", warning(accepted, decoded.failed, decoded.failures[0]))
+
+    def on_options(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer a preflight."""
+        resp.status = falcon.HTTP_204
+        resp.set_headers(preflight_headers("POST, OPTIONS"))
+
+    def _read(self, req: falcon.Request) -> bytes:
+        try:
+            body = read_body(req.env, self._max_body_bytes)
+            encoding = req.env.get("HTTP_CONTENT_ENCODING", "")
+            return decode_body(body, encoding, self._max_body_bytes) if encoding else body
+        except TooLarge as exc:
+            too_large = f"the body is larger than {self._max_body_bytes} bytes"
+            raise refused(falcon.HTTP_413, too_large, [("Connection", "close")]) from exc
+        except UnknownEncoding as exc:
+            raise refused(falcon.HTTP_415, "the Content-Encoding is none of gzip, deflate, zstd") from exc
+        except (BodyError, FormatError) as exc:
+            raise refused(falcon.HTTP_400, str(exc)) from exc
+
+    def _defaults(self, query: str, now_ms: int) -> Defaults:
+        """``name=``, ``date=`` and ``gr=``; a malformed one fails the request."""
+        if not query:
+            return Defaults(time_ms=now_ms)
+        values = parse_qs(query, keep_blank_values=True)
+        name, date, granularity = (values.get(key, [""])[0] for key in ("name", "date", "gr"))
+        try:
+            return Defaults(
+                name=check_name(name) if name else None,
+                time_ms=parse_date(date) if date.strip() else now_ms,
+                granularity=parse_granularity(granularity),
+            )
+        except FormatError as exc:
+            raise malformed("name=, date= or gr= is malformed", [exc], 1) from exc

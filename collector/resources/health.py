@@ -1,0 +1,65 @@
+"""What load balancers, monitoring and people ask a running collector."""
+
+import json
+from typing import Any
+
+import falcon
+
+from collector.health import Health
+from collector.intake import Intake
+from collector.metrics import exposition
+from collector.resources.answers import refused
+from spool.directory import SpoolDirectory
+
+
+class HealthcheckResource:
+    """``GET /1.0/healthcheck[?pretty=true]``: the whole report; 500 when a part of it is an ERROR."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer the report."""
+        report: dict[str, Any] = self._health.report(location=req.uri.partition("?")[0])
+        pretty = req.get_param("pretty", default="").lower() == "true"
+        resp.data = json.dumps(report, indent=2 if pretty else None).encode()
+        resp.content_type = "application/json; charset=UTF-8"
+        resp.set_header("Cache-Control", "no-store")
+        if any(item["code"] == "ERROR" for item in report["items"]):
+            resp.status = falcon.HTTP_500
+
+
+class LivenessResource:
+    """``GET /livez``: this process answers."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer at once."""
+        resp.content_type = "text/plain"
+        resp.data = b"ok\n"
+
+
+class ReadinessResource:
+    """``GET /readyz``: whether events would be taken now; 503 while draining or refusing."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer ok, or why not."""
+        refusal = self._intake.refusal()
+        if refusal is not None:
+            raise refused(falcon.HTTP_503, refusal)
+        resp.content_type = "text/plain"
+        resp.data = b"ok\n"
+
+
+class MetricsResource:
+    """``GET /metrics``: all counters of all processes, for Prometheus."""
+
+    def __init__(self, directory: SpoolDirectory) -> None:
+        self._directory = directory
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer the exposition."""
+        resp.data = exposition(self._directory.metrics)
+        resp.content_type = "text/plain; version=0.0.4; charset=utf-8"

@@ -1,0 +1,44 @@
+"""``GET /1`` and ``GET /2``: one event in the query string, answered with a picture of one pixel."""
+
+import falcon
+
+from collector.intake import Intake, Unavailable
+from collector.resources.answers import NOT_CACHED, PIXEL, malformed, preflight_headers, unavailable
+from collector.sender import SenderReader
+from formats.event import FormatError
+from formats.pixel import parse_pixel
+
+
+class PixelResource:
+    """One pixel door; ``base64`` is ``/2``, whose numbers are written in base 64."""
+
+    def __init__(self, intake: Intake, sender_of: SenderReader, *, base64: bool) -> None:
+        self._intake = intake
+        self._sender_of = sender_of
+        self._base64 = base64
+        self._source = "get_v2" if base64 else "get_v1"
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Store the event of ``v=``."""
+        refusal = self._intake.refusal()
+        if refusal is not None:
+            raise unavailable(refusal)
+        sender = self._sender_of(req.env)
+        try:
+            event = parse_pixel(req.query_string, base64=self._base64, sender=sender)
+        except FormatError as exc:
+            self._intake.reject(self._source, 1)
+            raise malformed("the event in v= cannot be read", [exc], 1) from exc
+        try:
+            self._intake.accept(self._source, [event], sender, path=req.path, held=req.env.get("collector.held"))
+        except Unavailable as exc:
+            raise unavailable(str(exc)) from exc
+        resp.status = falcon.HTTP_202
+        resp.data = PIXEL
+        resp.content_type = "image/gif"
+        resp.set_header("Cache-Control", NOT_CACHED)
+
+    def on_options(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer a preflight."""
+        resp.status = falcon.HTTP_204
+        resp.set_headers(preflight_headers("GET, OPTIONS"))
