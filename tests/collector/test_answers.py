@@ -1,0 +1,237 @@
+"""What every door answers besides 202: refusals with a reason, CORS, preflights, and nothing stored for them."""
+
+import gzip
+import http.client
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import zstandard
+
+from tests.services.collector import RunningCollector, stored_events
+
+CORPUS = Path(__file__).parents[1] / "vectors" / "corpus"
+HOSTILE = json.loads((CORPUS / "index.json").read_text())
+GOOD = {"eventName": "Good", "payload": {"a": 1}}
+PIXEL_HEAD = b"GIF89a\x01\x00\x01\x00"
+
+
+@pytest.fixture(scope="module")
+def collector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCollector]:
+    with RunningCollector(tmp_path_factory.mktemp("answers"), http={"max_body_bytes": 2_000_000}) as running:
+        yield running
+
+
+def stored_names(collector: RunningCollector) -> list[str]:
+    return [event.name for event in stored_events(collector.spool)]
+
+
+def test_a_pixel_is_a_gif_that_nobody_may_cache_whatever_the_client_accepts(collector: RunningCollector) -> None:
+    status, headers, body = collector.get("/1?v=Pixel,sx", {"Accept": "application/json"})
+
+    assert (status, headers["Content-Type"], len(body)) == (202, "image/gif", 43)
+    assert body.startswith(PIXEL_HEAD)
+    assert headers["Cache-Control"] == "private, no-cache, no-transform, proxy-revalidate"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "content_type", "status"),
+    [
+        ("GET", "/1?v=Hello,sWorld", None, None, 202),
+        ("GET", "/1?v=Hello", None, None, 400),
+        ("GET", "/nowhere", None, None, 404),
+        ("HEAD", "/1?v=Head,s", None, None, 405),
+        ("PUT", "/rest/1.0/event", b"{}", "application/json", 405),
+        ("GET", "/rest/1.0/event", None, None, 405),
+        ("POST", "/rest/1.0/event", b"[]", "application/json", 400),
+        ("POST", "/rest/1.0/event", b" " * 2_000_001, "application/json", 413),
+        ("POST", "/rest/1.0/event", b"{}", "application/xml", 415),
+        ("POST", "/rest/1.0/event", b"{}", None, 415),
+    ],
+)
+def test_every_answer_can_be_read_by_a_page_of_another_origin(
+    collector: RunningCollector, method: str, path: str, body: bytes | None, content_type: str | None, status: int
+) -> None:
+    headers = {"Origin": "https://shop.example"} | ({"Content-Type": content_type} if content_type else {})
+
+    answered, answer, text = collector.request(method, path, body, headers)
+
+    assert answered == status
+    assert answer["Access-Control-Allow-Origin"] == "https://shop.example"
+    assert answer["Access-Control-Allow-Credentials"] == "true"
+    assert answer["Access-Control-Expose-Headers"] == "Warning, Retry-After"
+    assert "Origin" in answer["Vary"]
+    assert answer["X-Content-Type-Options"] == "nosniff"
+    if status != 202 and method != "HEAD":
+        problem = json.loads(text)
+        assert answer["Content-Type"] == "application/problem+json"
+        assert problem["status"] == status
+        assert problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "method"), [("/rest/1.0/event", "POST"), ("/rest/1.0/beacon", "POST"), ("/1", "GET"), ("/2", "GET")]
+)
+def test_a_preflight_allows_what_the_door_takes(collector: RunningCollector, path: str, method: str) -> None:
+    headers = {
+        "Origin": "https://shop.example",
+        "Access-Control-Request-Method": method,
+        "Access-Control-Request-Headers": "content-type",
+    }
+
+    status, answer, _ = collector.request("OPTIONS", path, None, headers)
+
+    assert status == 204
+    assert method in answer["Access-Control-Allow-Methods"]
+    assert "content-type" in answer["Access-Control-Allow-Headers"].lower()
+    assert answer["Access-Control-Allow-Origin"] == "https://shop.example"
+
+
+def test_head_stores_nothing(collector: RunningCollector) -> None:
+    collector.request("HEAD", "/1?v=OnlyHead,s")
+
+    assert "OnlyHead" not in stored_names(collector)
+
+
+def test_good_events_are_stored_and_the_bad_ones_are_counted_in_the_warning(collector: RunningCollector) -> None:
+    body = json.dumps([{"eventName": "Mixed", "payload": {}}, {"eventName": "no payload"}, 42]).encode()
+
+    status, headers, _ = collector.post(body)
+
+    assert status == 202
+    assert headers["Warning"].startswith('199 - "[1 successes] [2 failures] [')
+    assert headers["Warning"].endswith(', at event 1]"')
+    assert stored_names(collector).count("Mixed") == 1
+
+
+def test_a_request_without_any_good_event_lists_what_was_wrong(collector: RunningCollector) -> None:
+    status, headers, body = collector.post(json.dumps([{"payload": {}}] * 30).encode())
+
+    problem = json.loads(body)
+    assert status == 400
+    assert headers["Warning"].startswith('199 - "[0 successes] [30 failures] [')
+    assert problem["failed"] == 30
+    assert [failure["index"] for failure in problem["failures"]] == list(range(20))
+
+
+def test_a_hostile_name_cannot_break_the_warning_header(collector: RunningCollector) -> None:
+    bad = [{"eventName": 'a"\r\nSet-Cookie: x\r\n\u2603' * 100, "payload": {}}]
+
+    status, headers, _ = collector.post(json.dumps(bad).encode())
+
+    assert status == 400
+    assert headers["Set-Cookie"] is None
+    assert len(headers["Warning"]) <= 512
+    assert headers["Warning"].isascii()
+
+
+def test_query_parameters_fill_in_what_events_do_not_say(collector: RunningCollector) -> None:
+    status, _, _ = collector.post(
+        b'{"payload":{"a":1}}', path="/rest/1.0/event?name=FromQuery&date=2009-01-02T03:04:05.006Z&gr=daily"
+    )
+
+    [event] = [event for event in stored_events(collector.spool) if event.name == "FromQuery"]
+    assert status == 202
+    assert (event.time_ms, event.granularity.name) == (1230865445006, "DAILY")
+
+
+@pytest.mark.parametrize("query", ["date=yesterday", "gr=SOMETIMES", "name=%00", "name=" + "n" * 256])
+def test_a_malformed_query_parameter_fails_the_request(collector: RunningCollector, query: str) -> None:
+    status, _, _ = collector.post(json.dumps(GOOD).encode(), path=f"/rest/1.0/event?{query}")
+
+    assert status == 400
+
+
+@pytest.mark.parametrize("content_type", ["text/plain;charset=UTF-8", "text/plain", "application/json", ""])
+def test_a_beacon_of_any_type_that_browsers_send_is_read_as_json(
+    collector: RunningCollector, content_type: str
+) -> None:
+    body = json.dumps({"eventName": "Beacon", "payload": {"type": content_type}}).encode()
+
+    status, _, _ = collector.request(
+        "POST", "/rest/1.0/beacon", body, {"Content-Type": content_type} if content_type else {}
+    )
+
+    beacons = [event for event in stored_events(collector.spool) if event.name == "Beacon"]
+    assert status == 202
+    assert any(json.dumps(content_type).encode() in event.payload for event in beacons)
+    assert {event.source for event in beacons} == {"beacon"}
+
+
+def test_a_form_is_no_beacon(collector: RunningCollector) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+
+    assert collector.request("POST", "/rest/1.0/beacon", b"a=1", form)[0] == 415
+
+
+@pytest.mark.parametrize(
+    ("encoding", "encode"), [("gzip", gzip.compress), ("zstd", zstandard.ZstdCompressor().compress)]
+)
+def test_compressed_bodies_are_read(collector: RunningCollector, encoding: str, encode: Any) -> None:
+    name = f"Compressed-{encoding}"
+    body = encode(json.dumps({"eventName": name, "payload": {}}).encode())
+
+    status, _, _ = collector.request(
+        "POST", "/rest/1.0/event", body, {"Content-Type": "application/json", "Content-Encoding": encoding}
+    )
+
+    assert status == 202
+    assert name in stored_names(collector)
+
+
+def test_what_decompresses_above_the_limit_is_too_large_and_an_unknown_encoding_unsupported(
+    collector: RunningCollector,
+) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    bomb = gzip.compress(bytes(50_000_000))
+
+    assert collector.request("POST", "/rest/1.0/event", bomb, headers)[0] == 413
+    assert collector.request("POST", "/rest/1.0/event", b"x", headers | {"Content-Encoding": "br"})[0] == 415
+
+
+def test_msgpack_and_thrift_doors_say_what_is_wrong(collector: RunningCollector) -> None:
+    for body, content_type in (
+        (msgpack.packb([1, 2]), "application/msgpack"),
+        (b"\xc1", "application/msgpack"),
+        (b"\x0b\x00\x01\x7f\xff\xff\xff", "application/thrift"),
+    ):
+        status, _, answer = collector.post(body, content_type, path="/rest/1.0/event?name=N")
+
+        assert status == 400
+        assert json.loads(answer)["failures"][0]["reason"]
+
+
+def test_a_chunked_body_is_a_body(collector: RunningCollector) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", collector.port, timeout=10)
+    body = json.dumps({"eventName": "Chunked", "payload": {"text": "x" * 5000}}).encode()
+    connection.request(
+        "POST", "/rest/1.0/event", (body[i : i + 1000] for i in range(0, len(body), 1000)),
+        {"Content-Type": "application/json"}, encode_chunked=True,
+    )  # fmt: skip
+
+    assert connection.getresponse().status == 202
+    assert "Chunked" in stored_names(collector)
+
+
+@pytest.mark.parametrize("case", HOSTILE, ids=lambda case: case["file"])
+def test_a_hostile_body_gets_a_clear_answer_and_the_collector_lives_on(
+    collector: RunningCollector, case: dict[str, Any]
+) -> None:
+    content = (CORPUS / case["file"]).read_bytes()
+    headers = {"Content-Type": case["content_type"]} if case["content_type"] else {}
+    if "content_encoding" in case:
+        headers["Content-Encoding"] = case["content_encoding"]
+    before = len(stored_events(collector.spool))
+
+    if case.get("body_is_query"):
+        status, _, _ = collector.request(case["method"], f"{case['path']}?{content.decode('latin-1')}", None, headers)
+    else:
+        status, _, _ = collector.request(case["method"], case["path"], content, headers)
+
+    allowed = [415] if case["content_type"].endswith("+smile") else case["allow_status"]
+    assert status in allowed, case["why"]
+    assert (len(stored_events(collector.spool)) > before) is (status == 202)
+    assert collector.get("/livez")[0] == 200

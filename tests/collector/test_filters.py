@@ -1,0 +1,62 @@
+"""Filters drop what they match, and only that."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from collector.filters import Filters
+from collector.settings import FilterSettings
+from formats.event import Event, Granularity, PayloadKind
+from formats.pixel import Sender
+
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "ning.json").read_text())
+CASES = [case for case in VECTORS if case["group"] == "filter"]
+
+
+def event(name: str) -> Event:
+    return Event(name, 0, Granularity.HOURLY, PayloadKind.JSON, b"{}")
+
+
+def sender(referer: str = "", user_agent: str = "", client_ip: str = "") -> Sender:
+    return Sender(0, referer, user_agent, client_ip)
+
+
+def by_name(patterns: list[str], value: str, only: bool) -> bool:
+    filters = Filters(FilterSettings(event_name=patterns, event_name_only=only))
+    return not filters.keep([event(value)], sender())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
+def test_the_published_cases_hold_for_names(case: dict) -> None:
+    request = case["request"]
+    if request["value"] is None:
+        filters = Filters(FilterSettings(referer_host=request["patterns"], user_agent=request["patterns"]))
+        dropped = not filters.keep([event("E")], sender())
+    else:
+        dropped = by_name(request["patterns"], request["value"], request["inclusion"])
+
+    assert dropped is case["expect"]["event_filtered_out"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "matching"),
+    [
+        (FilterSettings(referer_host=["^spam\\."]), sender(referer="http://spam.example/x")),
+        (FilterSettings(referer_path=["secret"]), sender(referer="http://a.example/secret?x")),
+        (FilterSettings(ip=["^10\\.0\\."]), sender(client_ip="10.0.0.1")),
+        (FilterSettings(user_agent=["(?i)bot"]), sender(user_agent="GoogleBot/2")),
+    ],
+)
+def test_each_list_looks_at_its_own_part_of_the_sender(settings: FilterSettings, matching: Sender) -> None:
+    filters = Filters(settings)
+
+    assert filters.keep([event("A"), event("B")], matching) == []
+    other = sender("http://a.example/spam.", "Mozilla", "1.10.0.1")
+    assert filters.keep([event("A"), event("B")], other) == [event("A"), event("B")]
+
+
+def test_names_are_judged_one_by_one() -> None:
+    filters = Filters(FilterSettings(event_name=["^Debug"]))
+
+    assert filters.keep([event("DebugA"), event("View"), event("ADebug")], sender()) == [event("View"), event("ADebug")]
