@@ -11,7 +11,7 @@ A point:
     fields    the other payload keys, and ``count=1``, so that a point without any payload has a field too
     numbers   floats, whole ones too: the type of a field is fixed by its first value, and 5 or 5.0 must not decide
               it. So integers beyond 2^53 are rounded. What no float holds becomes text in ``<key>_str``.
-    texts     as they are, cut to 64 KiB of UTF-8; bytes as base64
+    texts     as they are, cut to 64 KiB of UTF-8; bytes as base64, moments of msgpack as ISO 8601
     objects   ``{"a": {"b": 1}}`` becomes ``a_b``, to `FLATTEN_DEPTH` levels; deeper ones, and arrays, are JSON text
     nulls     dropped; empty texts are kept as fields and dropped as tags
 
@@ -29,8 +29,8 @@ events whose times are rounded to a day want a tag that tells them apart, or req
 
 import json
 import re
-from base64 import b64encode
 from collections.abc import Container, Mapping
+from datetime import datetime
 from math import inf, isfinite
 from typing import Any, Final
 from zlib import crc32
@@ -274,9 +274,9 @@ def _quoted(text: str) -> str:
 
 
 def _as_text(value: object) -> str:
-    """Arrays and deep objects as JSON, bytes as base64."""
-    if isinstance(value, bytes):
-        return b64encode(value).decode()
+    """Arrays and deep objects as JSON, bytes as base64, moments as ISO 8601."""
+    if isinstance(value, bytes | datetime):
+        return str(msgspec.to_builtins(value))
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_as_text)
 
 

@@ -4,6 +4,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -57,6 +58,9 @@ PAYLOADS: list[tuple[dict[str, Any], str]] = [
     ({"a": {}}, ""),
     ({"list": [1, "é", None, {"k": b"\x00\xff"}]}, 'list="[1,\\"é\\",null,{\\"k\\":\\"AP8=\\"}]"'),
     ({"bytes": b"\x00\xff"}, 'bytes="AP8="'),
+    ({"at": datetime(2026, 11, 22, 10, 15, tzinfo=UTC)}, 'at="2026-11-22T10:15:00Z"'),
+    ({"list": [datetime(2026, 11, 22, 10, 15, tzinfo=UTC)]}, 'list="[\\"2026-11-22T10:15:00Z\\"]"'),
+    ({"half": "\ud800"}, 'half="\ud800"'),
     ({"too_big": 10**400, "inf": float("inf")}, f'too_big_str="{10**400}",inf_str="inf"'),
     ({"n": 10**30}, "n=1e+30"),
     ({"1": "x", "2": True}, '1="x",2=true'),
