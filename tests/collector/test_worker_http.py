@@ -25,7 +25,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with short timeouts."""
-    limits = {"header_timeout_s": 1, "body_timeout_s": 1, "idle_timeout_s": 3, "body_min_bytes_per_s": 1000}
+    limits = {"header_timeout_s": 1, "body_timeout_s": 1, "idle_timeout_s": 2, "body_min_bytes_per_s": 1000}
     with Server(tmp_path_factory.mktemp("impatient"), limits=limits) as running:
         yield running
 
@@ -637,18 +637,18 @@ def test_a_slow_body_is_408(impatient: Server) -> None:
 
 def test_a_body_that_keeps_its_pace_has_more_time(impatient: Server) -> None:
     with impatient.client() as client:
-        client.send(b"POST /length HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n")
-        for _ in range(9):
+        client.send(b"POST /length HTTP/1.1\r\nHost: a\r\nContent-Length: 6000\r\n\r\n")
+        for _ in range(6):
             client.send(b"x" * 1000)
-            time.sleep(0.35)  # in all three times as long as a body that stalls may take
+            time.sleep(0.4)  # in all twice as long as a body that stalls may take
 
-        assert client.reply().body == b"9000 9000"
+        assert client.reply().body == b"6000 6000"
 
 
 def test_an_idle_connection_is_closed_without_a_word(impatient: Server) -> None:
     with impatient.client() as used, impatient.client() as fresh:
         assert used.ask(get("/pid")).status == 200
-        time.sleep(1.5)
+        time.sleep(1)
         assert used.ask(get("/pid")).status == 200  # not idle for long enough
 
         assert used.is_closed()

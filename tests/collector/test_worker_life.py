@@ -187,7 +187,8 @@ def test_a_killed_worker_is_replaced_and_what_it_accepted_is_there(tmp_path: Pat
     with Server(tmp_path, "--workers", "2") as server:
         with load(server) as (accepted, _):
             for _ in range(3):
-                wait_until(lambda so_far=len(accepted): len(accepted) > so_far + 50)
+                enough = len(accepted) + 50
+                wait_until(lambda enough=enough: len(accepted) > enough)
                 pid = int(server.ask(get("/pid")).body)
                 os.kill(pid, signal.SIGKILL)
                 wait_until_gone(pid)
@@ -248,10 +249,10 @@ def test_a_stalled_loop_is_killed_and_replaced(tmp_path: Path) -> None:
 
 
 def test_a_busy_worker_is_not_taken_for_stalled(tmp_path: Path) -> None:
-    with Server(tmp_path, "--timeout", "2") as server:
+    with Server(tmp_path, "--timeout", "1") as server:
         pid = server.ask(get("/pid")).body
         with load(server, clients=2):
-            time.sleep(4)
+            time.sleep(2.5)
 
         assert server.ask(get("/pid")).body == pid
 

@@ -122,7 +122,7 @@ class Server:
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         if self.process.poll() is None:
-            self.stop()
+            self.stop(signal.SIGQUIT)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal the master; its exit code."""
