@@ -20,6 +20,7 @@ busy 2-core machine) that `decode_record_header` and `payload_is_whole` alone ta
 
 import errno
 import os
+import re
 import stat
 import zlib
 from collections.abc import Generator, Iterator
@@ -245,12 +246,13 @@ class SegmentReader:
         """Where the next whole record begins in a range; ``limit`` when none does."""
         while start < limit:
             data = self._read(start, CHUNK_BYTES)
-            at = data.find(SYNC)
-            while at >= 0 and start + at < limit and at + RECORD_HEADER_BYTES <= len(data):
+            for match in _marker_at(start).finditer(data):
+                at = match.start()
+                if start + at >= limit:
+                    return limit
                 header = decode_record_header(data, at, self._seed, offset=start + at)
                 if header and self._is_whole(header):
                     return start + at
-                at = data.find(SYNC, at + 1)
             if len(data) < RECORD_HEADER_BYTES:
                 break
             start += len(data) - RECORD_HEADER_BYTES + 1  # a header may lie across the end of this piece
@@ -296,3 +298,12 @@ def _moved(payload: bytes) -> tuple[Origin, bytes] | None:
         return decode_moved(payload)
     except ValueError:
         return None  # its checksum holds, so it was written like this: reported as a record that cannot be read
+
+
+def _marker_at(start: int) -> re.Pattern[bytes]:
+    """What a record header in the chunk at ``start`` begins with: its marker and, 11 bytes on, its offset's upper 5.
+
+    Why not the marker alone: somebody may send a payload that is full of them, and each costs 2 µs to turn down.
+    """
+    upper = {(offset >> 24).to_bytes(5, "little") for offset in (start, start + CHUNK_BYTES)}
+    return re.compile(re.escape(SYNC) + b"(?=.{11}(?:" + b"|".join(map(re.escape, sorted(upper))) + b"))", re.DOTALL)

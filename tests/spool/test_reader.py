@@ -296,7 +296,7 @@ def test_a_length_of_four_gigabytes_allocates_nothing(path: Path, *, checksum_fi
 
 
 def test_many_markers_in_a_damaged_payload_are_passed_over(path: Path) -> None:
-    hostile = SYNC * 20_000
+    hostile = SYNC * (4 << 20)
     whole = bytearray(segment_bytes([hostile, b"next"]))
     whole[SEGMENT_HEADER_BYTES + 6] ^= 1
 
