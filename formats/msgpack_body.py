@@ -1,0 +1,312 @@
+"""MessagePack bodies: maps with the keys of a JSON event; one, several one after another, or an array of them.
+
+The payload is kept as the bytes that were sent. Its keys are text; of the extension types only the
+timestamp may be in it, and no number that JSON has none for.
+
+Two ways lead through a body, as in formats/json_body.py: all of it by one call of msgspec, which makes
+no room for more elements than the body has, or each event by itself.
+
+Why payloads are decoded and thrown away: msgspec's `Raw` only looks at lengths. A decoder for text
+keys and scalars checks the rest, in C, and costs 1 µs. What it cannot tell (binary values, timestamps,
+more than 6 levels) and what would take too much memory as Python objects is for `_check`.
+"""
+
+import math
+import re
+import struct
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgpack
+import msgspec
+from msgspec import UNSET, Meta, Raw, UnsetType
+
+from formats.event import Decoded, Defaults, Event, FormatError, PayloadKind, check_name
+from formats.times import granularity_of, time_of
+
+DEPTH_MAX = 64  # levels of a payload; itself is the first
+CHECKED_AS_OBJECTS_BYTES = 256 * 1024  # an empty map is 1 byte, and 64 as an object
+SHORTEST_EVENT_BYTES = len(b"\x81\xa7payload\x80")
+TIME_BYTES_MAX = 64  # of an eventDate or eventGranularity
+
+_MSGPACK = PayloadKind.MSGPACK  # an enum's attribute costs 0.2 µs
+
+
+class _Envelope(msgspec.Struct, gc=False):
+    """One event as sent; msgspec drops the keys that are not here."""
+
+    payload: Raw
+    eventName: str | UnsetType = UNSET
+
+
+class _When(msgspec.Struct, gc=False):
+    """What a payload may say about its own time."""
+
+    eventDate: Raw = Raw(b"\xc0")
+    eventGranularity: Raw = Raw(b"\xc0")
+
+
+_Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+_Value: Any = bool | int | _Finite | str | None
+for _ in range(5):  # a type that names itself is beyond msgspec
+    _Value = bool | int | _Finite | str | None | list[_Value] | dict[str, _Value]
+
+_ENVELOPE = msgspec.msgpack.Decoder(_Envelope)
+_ENVELOPES = msgspec.msgpack.Decoder(list[_Envelope])
+_PLAIN_PAYLOAD: msgspec.msgpack.Decoder[dict[str, object]] = msgspec.msgpack.Decoder(dict[str, _Value])
+_WHEN = msgspec.msgpack.Decoder(_When)
+_TEXT = msgspec.msgpack.Decoder(str)
+_TIMESTAMP = msgspec.msgpack.Decoder(datetime)
+
+_NO_EVENT = "not a map with eventName and payload"
+_FLOATS = {0xCA: struct.Struct(">xf"), 0xCB: struct.Struct(">xd")}
+_TINY_VALUES = re.compile(rb"[\x00-\x80\xa0\xc0\xc2\xc3\xe0-\xff]++")  # of one byte each; no events, no empty arrays
+_EMPTY_ARRAYS = re.compile(rb"\x90++")
+_TINY_ELEMENTS = re.compile(rb"[\x00-\x80\x90\xa0\xc0\xc2\xc3\xe0-\xff]++")
+_CONTAINER, _SIZED = -1, 0
+#: By a value's first byte: how many bytes it takes, or _CONTAINER, or _SIZED when a length follows.
+_WIDTHS = [1] * 256
+_WIDTHS[0x80:0xA0] = [_CONTAINER] * 32
+_WIDTHS[0xA0:0xC0] = range(1, 33)
+_WIDTHS[0xC1] = _SIZED
+_WIDTHS[0xC4:0xCA] = [_SIZED] * 6
+_WIDTHS[0xCA:0xD9] = [5, 9, 2, 3, 5, 9, 2, 3, 5, 9, 3, 4, 6, 10, 18]
+_WIDTHS[0xD9:0xDC] = [_SIZED] * 3
+_WIDTHS[0xDC:0xE0] = [_CONTAINER] * 4
+_LENGTH_WIDTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+_COUNT_WIDTHS = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
+_MAPS = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
+_ARRAYS = frozenset((*range(0x90, 0xA0), 0xDC, 0xDD))
+_STRINGS = frozenset((*range(0xA0, 0xC0), 0xD9, 0xDA, 0xDB))
+_EXTENSIONS = frozenset((0xC7, 0xC8, 0xC9, 0xD4, 0xD5, 0xD6, 0xD7, 0xD8))
+
+
+def decode_msgpack(body: bytes, defaults: Defaults) -> Decoded:
+    """Read a body. Errors: none; what is wrong stands in the result."""
+    decoded = Decoded()
+    reader = _Reader(defaults)
+    try:
+        whole = body if body[:1] and body[0] in _ARRAYS else _as_array(body)
+        decoded.events = [reader.event(envelope) for envelope in _ENVELOPES.decode(whole)]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, FormatError):
+        _decode_each(body, reader, decoded)
+    return decoded
+
+
+def _as_array(body: bytes) -> bytes:
+    """Put the header of an array before values that follow one another.
+
+    Errors: FormatError when one is not complete, or too small to be an event.
+    """
+    unpacker = msgpack.Unpacker(max_buffer_size=len(body))
+    unpacker.feed(body)
+    count = end = size = 0
+    try:
+        while end < len(body):
+            unpacker.skip()
+            size, end = unpacker.tell() - end, unpacker.tell()
+            if size < SHORTEST_EVENT_BYTES:
+                raise FormatError(_NO_EVENT)
+            count += 1
+    except (ValueError, msgpack.UnpackException):
+        raise FormatError("the values are not complete") from None
+    return b"\xdd" + count.to_bytes(4, "big") + body
+
+
+class _Reader:
+    """What makes events of the envelopes of one body."""
+
+    def __init__(self, defaults: Defaults) -> None:
+        self._defaults = defaults
+        self._names: set[str] = set()
+
+    def event(self, envelope: _Envelope) -> Event:
+        """Make the event. Errors: FormatError."""
+        defaults = self._defaults
+        name = envelope.eventName
+        if name is UNSET:
+            if defaults.name is None:
+                raise FormatError("there is no eventName")
+            name = defaults.name
+        elif name not in self._names:
+            self._names.add(check_name(name))
+        payload = bytes(envelope.payload)
+        date, granularity = _checked(payload)
+        return Event(
+            name,
+            defaults.time_ms if date is None else time_of(date, defaults.time_ms),
+            defaults.granularity if granularity is None else granularity_of(granularity, defaults.granularity),
+            _MSGPACK,
+            payload,
+        )
+
+
+def _checked(payload: bytes) -> tuple[object, object]:
+    """Look whether this may be a payload; give its eventDate and eventGranularity. Errors: FormatError."""
+    plain = None
+    if len(payload) <= CHECKED_AS_OBJECTS_BYTES:
+        try:
+            plain = _PLAIN_PAYLOAD.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            plain = None  # not plain, or not good: _check_bytes tells
+    if plain is not None:
+        return plain.get("eventDate"), plain.get("eventGranularity")
+    _check_bytes(payload)
+    when = _WHEN.decode(payload)
+    return _time_value(when.eventDate), _time_value(when.eventGranularity)
+
+
+def _time_value(raw: Raw) -> object:
+    value = bytes(raw)
+    if len(value) > TIME_BYTES_MAX:
+        raise FormatError("eventDate or eventGranularity is too long")
+    return msgspec.msgpack.decode(value)
+
+
+def _check_bytes(payload: bytes) -> None:
+    """Check a payload, known to be complete, value by value. Errors: FormatError."""
+    if payload[0] not in _MAPS:
+        raise FormatError("the payload is not a map")
+    at, left, in_map = 0, 1, False
+    outside: list[tuple[int, bool]] = []  # what is left of the containers around this one
+    while True:
+        while not left:
+            if not outside:
+                return
+            left, in_map = outside.pop()
+        byte = payload[at]
+        if byte in _STRINGS:
+            end = at + _WIDTHS[byte] if _WIDTHS[byte] else _sized_end(payload, at)
+            _check_text(payload[at:end])
+        elif in_map and not left & 1:
+            raise FormatError("a key of the payload is not a text")
+        elif not in_map and len(outside) < DEPTH_MAX and (tiny := _TINY_ELEMENTS.match(payload, at, at + left)):
+            end = tiny.end()
+            left -= end - at - 1
+        elif _WIDTHS[byte] == _CONTAINER:
+            if len(outside) == DEPTH_MAX:
+                raise FormatError(f"the payload is nested deeper than {DEPTH_MAX} levels")
+            outside.append((left - 1, in_map))
+            in_map = byte in _MAPS
+            left, at = _children(payload, at)
+            continue
+        else:
+            end = at + _WIDTHS[byte] if _WIDTHS[byte] else _sized_end(payload, at)
+            if byte in _FLOATS and not math.isfinite(_FLOATS[byte].unpack_from(payload, at)[0]):
+                raise FormatError("a number of the payload is not finite")
+            if byte in _EXTENSIONS:
+                _check_timestamp(payload[at:end])
+        left -= 1
+        at = end
+
+
+def _check_text(value: bytes) -> None:
+    try:
+        _TEXT.decode(value)
+    except UnicodeDecodeError:
+        raise FormatError("a text of the payload is not UTF-8") from None
+
+
+def _check_timestamp(value: bytes) -> None:
+    try:
+        _TIMESTAMP.decode(value)
+    except msgspec.DecodeError:
+        raise FormatError("an extension value of the payload is no timestamp of the years 1 to 9999") from None
+
+
+def _decode_each(body: bytes, reader: _Reader, decoded: Decoded) -> None:
+    """Judge the elements of a body one by one."""
+    at = 0
+    try:
+        for element in _elements(body):
+            count = element if isinstance(element, int) else 1
+            try:
+                if isinstance(element, int) or len(element) < SHORTEST_EVENT_BYTES:
+                    decoded.fail(_NO_EVENT, at, count)
+                else:
+                    decoded.events.append(reader.event(_ENVELOPE.decode(element)))
+            except FormatError as exc:
+                decoded.fail(exc.reason, at)
+            except msgspec.ValidationError as exc:
+                decoded.fail(f"not an event: {exc}", at)
+            except UnicodeDecodeError:
+                decoded.fail("the event's name or a key is not UTF-8", at)
+            except RecursionError:
+                decoded.fail("the event is nested too deep", at)
+            at += count
+    except (_Truncated, msgspec.DecodeError) as exc:
+        decoded.fail(str(exc), at)
+
+
+class _Truncated(Exception):
+    """A value of the body is not complete, or begins with the byte that MessagePack does not use."""
+
+
+def _elements(body: bytes) -> Iterator[bytes | int]:
+    """The values of the sequence, and in place of an array its elements. Errors: _Truncated.
+
+    A number stands for as many values of one byte.
+    """
+    at = 0
+    while at < len(body):
+        if tiny := _TINY_VALUES.match(body, at):
+            yield len(tiny[0])
+            at = tiny.end()
+            continue
+        if body[at] not in _ARRAYS:
+            end = _value_end(body, at)
+            yield body[at:end]
+            at = end
+            continue
+        if nothing := _EMPTY_ARRAYS.match(body, at):
+            at = nothing.end()
+            continue
+        left, at = _children(body, at)
+        while left:
+            if tiny := _TINY_ELEMENTS.match(body, at, at + left):
+                yield len(tiny[0])
+                left -= len(tiny[0])
+                at = tiny.end()
+            else:
+                end = _value_end(body, at)
+                yield body[at:end]
+                left -= 1
+                at = end
+
+
+def _value_end(body: bytes, at: int) -> int:
+    """Where the value that begins at ``at`` ends, however deep it is. Errors: _Truncated."""
+    pending = 1
+    try:
+        while pending:
+            pending -= 1
+            width = _WIDTHS[body[at]]
+            if width > 0:
+                at += width
+            elif width == _CONTAINER:
+                children, at = _children(body, at)
+                pending += children
+            else:
+                at = _sized_end(body, at)
+    except LookupError:
+        at = len(body) + 1
+    if at > len(body):
+        raise _Truncated("the body ends inside a value, or the value is no MessagePack")
+    return at
+
+
+def _children(data: bytes, at: int) -> tuple[int, int]:
+    """How many values the container at ``at`` says it has, and where they begin."""
+    byte = data[at]
+    width = _COUNT_WIDTHS.get(byte, 0)
+    count = int.from_bytes(data[at + 1 : at + 1 + width], "big") if width else byte & 0x0F
+    return (2 * count if byte in _MAPS else count), at + 1 + width
+
+
+def _sized_end(data: bytes, at: int) -> int:
+    """Where the text, binary or extension value at ``at`` says that it ends. Errors: KeyError for byte c1."""
+    byte = data[at]
+    width = _LENGTH_WIDTHS[byte]
+    return at + 1 + width + int.from_bytes(data[at + 1 : at + 1 + width], "big") + (byte in _EXTENSIONS)
