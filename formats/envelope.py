@@ -9,11 +9,15 @@ The three empty places belong to `formats.event.Event`: the envelope says the so
 for all, and an id is where the record lies, which nobody knows before it is written.
 """
 
+import re
+
 import msgspec
 
 from formats.event import Event, FormatError
 
 VERSION = 1
+
+_EVENT_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{1,16})-([0-9a-f]{1,8})")
 
 
 class _Envelope(msgspec.Struct, array_like=True, gc=False):
@@ -43,7 +47,7 @@ def decode_envelope(payload: bytes, segment_uuid: bytes, offset: int, indexes: t
     """
     try:
         envelope = _decode(payload)
-    except (msgspec.MsgspecError, RecursionError) as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise FormatError(f"the record is no envelope: {exc}") from exc
     if envelope.version != VERSION:
         raise FormatError(f"the record is an envelope of version {envelope.version}, this program reads {VERSION}")
@@ -66,10 +70,7 @@ def event_id(segment_uuid: bytes, offset: int, index: int) -> str:
 
 def parse_event_id(text: str) -> tuple[bytes, int, int]:
     """Undo `event_id`: segment uuid, record offset, index. Errors: FormatError."""
-    parts = text.split("-")
-    try:
-        if len(parts) != 3 or len(parts[0]) != 32:
-            raise ValueError
-        return bytes.fromhex(parts[0]), int(parts[1], 16), int(parts[2], 16)
-    except ValueError:
-        raise FormatError("an event id is <segment uuid>-<record offset>-<index>, in hex") from None
+    match = _EVENT_ID.fullmatch(text)
+    if match is None:
+        raise FormatError("an event id is <segment uuid>-<record offset>-<index>, in hex")
+    return bytes.fromhex(match[1]), int(match[2], 16), int(match[3], 16)

@@ -1,96 +1,112 @@
-"""An event as JSON: one line in the archive, one message body, one line of ``spool cat``.
+"""An event as JSON: a line of the archive, the body of a message, a line of ``spool cat``.
 
     {"id", "eventName", "eventDate" (ms), "eventGranularity", "receivedDate" (ms), "source",
      "payload": {...}, "types": {...}}
 
-A JSON payload is the bytes the client sent, not parsed again; line breaks between its tokens become spaces. A msgpack
-payload is translated: binary becomes base64, timestamps ISO 8601. Typed fields are named by their number, or as the
-settings name them, and ``types`` says which Thrift type each had; integers stay integers.
+A JSON payload is the bytes that were sent, only that line breaks between its tokens become spaces. A
+MessagePack payload is translated: binary values become base64, timestamps ISO 8601. Typed fields get
+their names from the settings, or are named by their numbers, and ``types`` says which Thrift type each
+one has; other events have no ``types``. Integers stay integers.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import msgspec
+from msgspec import UNSET, Raw, UnsetType
 
-from formats.event import Event, Field, Granularity, PayloadKind
+from formats.event import Event, Granularity, PayloadKind
+
+_LF, _CR = b"\n\r"
+_INTEGER_DIGITS_MAX = 4300  # Python reads no more
+_GRANULARITY_NAMES = tuple(member.name for member in Granularity)
+_JSON, _MSGPACK = PayloadKind.JSON, PayloadKind.MSGPACK
+_NUMBERS = {number: str(number) for number in range(256)}
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder().decode
-_unpack = msgspec.msgpack.Decoder().decode
-_GRANULARITY = tuple(each.name.encode() for each in Granularity)
-_NAMES_REMEMBERED = 10_000
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_unpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
+
+
+class _Line(msgspec.Struct, gc=False):
+    """The object of a line, in the order of its keys."""
+
+    id: str
+    eventName: str
+    eventDate: int
+    eventGranularity: str
+    receivedDate: int
+    source: str
+    payload: Raw | dict[str, Any]
+    types: dict[str, str] | UnsetType = UNSET
 
 
 class EventJson:
-    """Renders events. ``field_names``: event name → names of its numbered fields, the first for field 1."""
+    """Writes events as JSON.
+
+    ``field_names`` gives an event's name the names of its typed fields, the first for field 1. A
+    field has its number instead when it has no name, one that came before, or a number as its name.
+    """
 
     def __init__(self, field_names: Mapping[str, Sequence[str]]) -> None:
-        self._field_names = {
-            name: {str(number): field for number, field in enumerate(names, 1)} for name, names in field_names.items()
-        }
-        self._quoted: dict[str, bytes] = {}
+        self._keys = {event_name: _NUMBERS | _usable(names) for event_name, names in field_names.items()}
 
     def line(self, event: Event) -> bytes:
-        """One JSON object without a line break in it."""
+        """One JSON object, without a line break in it or after it."""
         payload = event.payload
-        if event.kind is PayloadKind.JSON:
-            text: bytes = payload  # type: ignore[assignment]
-            if b"\n" in text or b"\r" in text:
-                text = text.replace(b"\n", b" ").replace(b"\r", b" ")
-            types = b""
+        types: dict[str, str] | UnsetType = UNSET
+        body: Raw | dict[str, Any]
+        if isinstance(payload, list):
+            keys = self._keys.get(event.name, _NUMBERS)
+            body = {keys.get(number) or str(number): value for number, _, value in payload}
+            types = {keys.get(number) or str(number): type_name for number, type_name, _ in payload}
+        elif event.kind == _JSON:
+            if _LF in payload or _CR in payload:
+                payload = payload.replace(b"\n", b" ").replace(b"\r", b" ")
+            body = Raw(payload)
         else:
-            text = _encode(self.fields(event))
-            types = b',"types":' + _encode(self._types(event)) if event.kind is PayloadKind.FIELDS else b""
-        return (
-            b'{"id":"%b","eventName":%b,"eventDate":%d,"eventGranularity":"%b","receivedDate":%d,"source":%b,"payload":%b%b}'
-            % (
-                event.id.encode(),
-                self._quote(event.name),
+            body = _unpack(payload)
+        return _encode(
+            _Line(
+                event.id,
+                event.name,
                 event.time_ms,
-                _GRANULARITY[event.granularity],
+                _GRANULARITY_NAMES[event.granularity],
                 event.received_ms,
-                self._quote(event.source),
-                text,
+                event.source,
+                body,
                 types,
             )
         )
 
     def fields(self, event: Event) -> dict[str, Any]:
-        """The payload as Python values: what a destination needs that has fields of its own.
+        """The payload as Python values, for destinations that have fields of their own.
 
-        Binary of msgpack stays bytes, its timestamps are datetimes. Numbers of JSON are as Python reads them: of any
-        size, and 1e400 is infinite.
+        Binary values of MessagePack are bytes and its timestamps ISO 8601 texts. Numbers of JSON that
+        no double holds are infinite.
         """
-        match event.kind:
-            case PayloadKind.JSON:
-                return _read_json(event.payload)  # type: ignore[arg-type]
-            case PayloadKind.MSGPACK:
-                return dict(_unpack(event.payload))  # type: ignore[arg-type]
-        return {key: value for key, _, value in self._named(event)}
-
-    def _types(self, event: Event) -> dict[str, str]:
-        return {key: kind for key, kind, _ in self._named(event)}
-
-    def _named(self, event: Event) -> Iterator[tuple[str, str, Any]]:
-        names = self._field_names.get(event.name, {})
-        fields: list[Field] = event.payload  # type: ignore[assignment]
-        for number, kind, value in fields:
-            key = str(number)
-            yield names.get(key, key), kind, value
-
-    def _quote(self, text: str) -> bytes:
-        quoted = self._quoted.get(text)
-        if quoted is None:
-            if len(self._quoted) >= _NAMES_REMEMBERED:
-                self._quoted.clear()
-            quoted = self._quoted[text] = _encode(text)
-        return quoted
+        payload = event.payload
+        if isinstance(payload, list):
+            keys = self._keys.get(event.name, _NUMBERS)
+            return {keys.get(number) or str(number): value for number, _, value in payload}
+        if event.kind == _MSGPACK:
+            return cast(dict[str, Any], msgspec.to_builtins(_unpack(payload), builtin_types=(bytes,)))
+        try:
+            return _decode(payload)
+        except msgspec.DecodeError:  # numbers that are too large for msgspec
+            return cast(dict[str, Any], json.loads(payload, parse_int=_integer))
 
 
-def _read_json(payload: bytes) -> dict[str, Any]:
-    try:
-        return _decode(payload)  # type: ignore[no-any-return]
-    except msgspec.DecodeError:  # escapes of half a character, numbers beyond a double: JSON, but not msgspec's
-        return json.loads(payload)  # type: ignore[no-any-return]
+def _usable(names: Sequence[str]) -> dict[int, str]:
+    """The names by field number, without those that would not tell two fields apart."""
+    keys: dict[int, str] = {}
+    for number, name in enumerate(names, 1):
+        if name and not name.lstrip("-").isdecimal() and name not in keys.values():
+            keys[number] = name
+    return keys
+
+
+def _integer(text: str) -> int | float:
+    return int(text) if len(text) <= _INTEGER_DIGITS_MAX else math.copysign(math.inf, -1 if text[0] == "-" else 1)
