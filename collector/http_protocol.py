@@ -8,29 +8,24 @@ once would send a reset, and with it the client loses the reply.
 
 Reading pauses while the helper thread has a request of this connection (its pipeline waits, others go on) and
 while the client does not read its replies.
-
-Why the repeated header block: a client that keeps its connection sends the same headers with every GET. A
-request that is the last one with another target needs no parser, which saves a fifth of a pixel's time.
 """
 
 import asyncio
 import io
 from typing import Any
 
-from collector.environ import HTTP_10, Environ, peer_environ, set_target
+from collector.environ import Environ, peer_environ
 from collector.http_parser import BAD_REQUEST, SLICE_BYTES, Refusal, RequestParser
 from collector.hub import UNAVAILABLE, Hub
+from collector.repeated_head import RepeatedHead
 from collector.replies import CONTINUE
 
 IDLE, HEAD, BODY, LINGER = range(4)
 
 MANY_REQUESTS = 16  # in one slice; after so many it is other connections' turn
-MAX_REPEATED_BYTES = 4096
-REPEATED_IDLE_S = 2.0  # then the header block is forgotten: idle connections are many
+REPEATED_IDLE_S = 2.0  # then the repeated head is forgotten: idle connections are many
 
 TIMEOUT = "408 Request Timeout"
-
-TARGET_BYTES = bytes(range(0x21, 0x7F)).replace(b"#", b"")  # what the parser takes, too
 
 
 class Connection(asyncio.Protocol):
@@ -43,7 +38,6 @@ class Connection(asyncio.Protocol):
     def __init__(self, hub: Hub, base: Environ) -> None:
         self._hub = hub
         self._base = base
-        self._max_target_bytes = hub.limits.max_target_bytes
         self._transport: Any = None
         self._parser: RequestParser
         self.replies: list[bytes] = []
@@ -59,8 +53,7 @@ class Connection(asyncio.Protocol):
         self._discarded = 0
         self._unfed: list[bytes | memoryview] = []  # read, but not yet parsed
         self._kept_alive = False
-        self._repeated: bytes | None = None
-        self._repeated_environ: Environ = {}
+        self._repeated: RepeatedHead | None = None
 
     # The connection
 
@@ -85,7 +78,7 @@ class Connection(asyncio.Protocol):
             return False
         self._eof = True
         self._go_on()
-        return True
+        return self._transport is not None and self._transport.can_write_eof()  # TLS cannot be half closed
 
     def pause_writing(self) -> None:
         self._write_paused = True
@@ -119,19 +112,9 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         repeated = self._repeated
-        if (
-            repeated is not None
-            and data.endswith(repeated)
-            and data.startswith(b"GET /")
-            and self._phase == IDLE
-            and self._reading
-            and not self.closing
-        ):
-            target = data[4 : -len(repeated)]
-            if len(target) <= self._max_target_bytes and not target.translate(None, TARGET_BYTES):
-                environ = self._repeated_environ.copy()
-                set_target(environ, target.decode("ascii"))
-                environ["wsgi.input"] = io.BytesIO()
+        if repeated is not None and self._phase == IDLE and self._reading and not self.closing:
+            environ = repeated.environ_of(data)
+            if environ is not None:
                 self._since = self._hub.now
                 self._serve(environ, True)
                 return
@@ -173,27 +156,12 @@ class Connection(asyncio.Protocol):
         else:
             self._phase = IDLE
             self._since = self._hub.now
-            if requests == 1 and not inside:
-                self._remember(piece)
+            if requests == 1 and not inside and parser.ready[0][1]:
+                if self._kept_alive:  # from the second request on: many connections bring only one
+                    self._repeated = RepeatedHead.of(piece, parser.ready[0][0], self._hub.limits.max_target_bytes)
+                self._kept_alive = True
         self._go_on()
         return requests
-
-    def _remember(self, piece: bytes | memoryview) -> None:
-        """Keep the header block of a GET without a body that came in one piece; from the second one on."""
-        environ, keep_alive, _ = self._parser.ready[0]
-        if not self._kept_alive:
-            self._kept_alive = True
-        elif (
-            keep_alive
-            and isinstance(piece, bytes)
-            and piece.startswith(b"GET /")
-            and "CONTENT_LENGTH" not in environ
-            and environ["SERVER_PROTOCOL"] != HTTP_10
-        ):
-            block = piece[piece.index(b" HTTP/1.1\r\n") :]
-            if len(block) <= MAX_REPEATED_BYTES:
-                self._repeated = block
-                self._repeated_environ = environ.copy()
 
     def _go_on(self) -> None:
         """Handle what has been parsed, as far as it is its turn."""
@@ -244,13 +212,7 @@ class Connection(asyncio.Protocol):
     # Answering
 
     def _serve(self, environ: Environ, keep_alive: bool) -> None:
-        hub = self._hub
-        held: list[Any] = []
-        if hub.defers:
-            environ["collector.held"] = held
-        if hub.access is not None:
-            hub.access.begin(environ)
-        reply, stays = hub.replies.respond(environ, held, keep_alive and not hub.stopping)
+        held, reply, stays = self._hub.call(environ, keep_alive)
         self._answer(environ, held, reply, stays, keep_alive)
 
     def _hand_over(self, environ: Environ, keep_alive: bool, body_bytes: int) -> None:
@@ -274,10 +236,7 @@ class Connection(asyncio.Protocol):
         """Let the application answer a request whose body is not read."""
         hub = self._hub
         environ["wsgi.input"] = io.BytesIO()
-        held: list[Any] = []
-        if hub.defers:
-            environ["collector.held"] = held
-        reply, _ = hub.replies.respond(environ, held, False)
+        held, reply, _ = hub.call(environ, False)
         if held or reply[9:10] == b"2" or reply[9:12] == b"400":  # it changed its mind, and saw no body
             reply = hub.unavailable(environ, reason, False)
         self._answer(environ, [], reply, False, True)

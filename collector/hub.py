@@ -17,12 +17,11 @@ what it sent is stored, and there is nobody to tell.
 
 import asyncio
 import logging
-import queue
-import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from collector.access import AccessLog
+from collector.body_thread import BodyThread
 from collector.environ import Environ, HeaderKeys
 from collector.limits import Limits
 from collector.replies import Replies, WsgiApp
@@ -63,7 +62,7 @@ class Hub:
     """Shared state of one worker's connections. Lives on the loop's thread, as everything it holds."""
 
     def __init__(self, app: WsgiApp, limits: Limits, loop: asyncio.AbstractEventLoop, access: AccessLog | None) -> None:
-        self.app = app
+        self._app = cast(DeferringApp, app)
         self.limits = limits
         self.loop = loop
         self.replies = Replies(app, lambda exc: loop.call_soon_threadsafe(_raise, exc))
@@ -89,6 +88,19 @@ class Hub:
         """To be called at least every second: the clock of timeouts and of the Date header."""
         self.now = self.loop.time()
         self.replies.now(wall_s)
+
+    def call(self, environ: Environ, keep_alive: bool) -> tuple[list[Any], bytes, bool]:
+        """Let the application answer: what it holds, its reply, and whether the connection stays.
+
+        Called on the loop and by the helper thread.
+        """
+        held: list[Any] = []
+        if self.defers:
+            environ["collector.held"] = held
+        if self.access is not None:
+            self.access.begin(environ)
+        reply, stays = self.replies.respond(environ, held, keep_alive and not self.stopping)
+        return held, reply, stays
 
     def hold(self, connection: "Connection", environ: Environ, held: list[Any], keep_alive: bool) -> None:
         """Let the last reply of this connection depend on the tick's commit."""
@@ -124,17 +136,16 @@ class Hub:
 
     def _commit(self, held: list[Any]) -> str | None:
         try:
-            reason: str | None = self.app.commit(held)  # type: ignore[attr-defined]  # only called if it defers
+            return self._app.commit(held)
         except Exception:
             log.exception("the commit failed unexpectedly")
             return "the commit failed"
-        return reason
 
     def unavailable(self, environ: Environ, reason: str, keep_alive: bool) -> bytes:
         """The 503 for a request of which nothing is stored."""
         if self.defers:
             try:
-                status, headers, body = self.app.unavailable(environ, reason)  # type: ignore[attr-defined]
+                status, headers, body = self._app.unavailable(environ, reason)
                 return self.replies.encode(environ, status, headers, body, keep_alive)[0]
             except Exception:
                 log.exception("the application has no answer for a failed commit")
@@ -154,58 +165,6 @@ class Hub:
         """One pass over all connections, about once a second: cheaper than a timer for each request."""
         for connection in tuple(self.connections):
             connection.check_timeout(self.now)
-
-
-class BodyThread:
-    """The one thread that handles large bodies, so that decoding 8 MiB does not stop everybody else.
-
-    It only runs the application and makes the reply; commit and sending stay on the loop. Started at the
-    first large body.
-    """
-
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-        self._jobs: queue.SimpleQueue[tuple[Connection, Environ, bool, int] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self.pending = 0  # counted on the loop: what was submitted and has not come back
-
-    def submit(self, connection: "Connection", environ: Environ, keep_alive: bool, body_bytes: int) -> bool:
-        """Queue a request; its reply comes to ``connection.answered``. False: the queue is full."""
-        if self.pending >= self._hub.limits.thread_queue:
-            return False
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="large-bodies", daemon=True)
-            self._thread.start()
-        self.pending += 1
-        self._hub.buffered_bytes += body_bytes
-        self._jobs.put((connection, environ, keep_alive, body_bytes))
-        return True
-
-    def stop(self) -> None:
-        """Let the thread end after what is queued."""
-        self._jobs.put(None)
-
-    def _run(self) -> None:
-        hub = self._hub
-        while (job := self._jobs.get()) is not None:
-            connection, environ, keep_alive, body_bytes = job
-            held: list[Any] = []
-            if hub.defers:
-                environ["collector.held"] = held
-            if hub.access is not None:
-                hub.access.begin(environ)
-            reply, stays = hub.replies.respond(environ, held, keep_alive and not hub.stopping)
-            answer = (connection, environ, held, reply, stays, keep_alive, body_bytes)
-            try:
-                hub.loop.call_soon_threadsafe(self._back, answer)
-            except RuntimeError:
-                return  # the loop is closed: the worker was told to end at once
-
-    def _back(self, answer: tuple["Connection", Environ, list[Any], bytes, bool, bool, int]) -> None:
-        connection, environ, held, reply, stays, keep_alive, body_bytes = answer
-        self.pending -= 1
-        self._hub.buffered_bytes -= body_bytes
-        connection.answered(environ, held, reply, stays, keep_alive)
 
 
 def _raise(exc: BaseException) -> None:

@@ -97,12 +97,12 @@ class Listeners:
         """Accept what waits in the queues, and listen no more."""
         loop = asyncio.get_running_loop()
         accepted = []
-        for sock, server, make in self._servers:
+        for sock, server, make in reversed(self._servers):  # its own first: new connections then go to the inherited
             accepted += [(connection, make) for connection in _waiting(sock)]
+            if sock in self._inherited:
+                with contextlib.suppress(OSError):  # nothing was attached
+                    sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0)
             server.close()
-        for _, inherited in self._own:
-            with contextlib.suppress(OSError):  # nothing was attached
-                inherited.setsockopt(socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0)
         for connection, make in accepted:
             with contextlib.suppress(OSError):  # gone already
                 await loop.connect_accepted_socket(make, connection, ssl=self._tls)

@@ -1,0 +1,90 @@
+"""The requests that come out of the parser do not depend on how the bytes were cut."""
+
+from itertools import pairwise
+
+import uvloop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from collector.environ import HTTP_11
+from collector.http_parser import RequestParser
+from collector.hub import Hub
+from collector.limits import Limits
+from collector.repeated_head import RepeatedHead
+
+HEADERS = st.lists(
+    st.sampled_from([b"X-A: 1", b"Cookie: a=b", b"X_B: 2", b"X-C:  c \t", b"Accept: */*", b"Origin: https://a"]),
+    max_size=4,
+)
+TARGETS = st.sampled_from([b"/", b"/1?v=a,sb", b"/%C3%A9?x#", b"http://h/p", b"*", b"//x"])
+
+
+def request(line: bytes, headers: list[bytes], body: bytes = b"") -> bytes:
+    return b"\r\n".join([line, b"Host: a", *headers, b"", b""]) + body
+
+
+GETS = st.builds(lambda target, headers: request(b"GET %b HTTP/1.1" % target, headers), TARGETS, HEADERS)
+POSTS = st.builds(
+    lambda body, headers, upgrade: request(
+        b"POST /p HTTP/1.1", [*headers, *upgrade, b"Content-Length: %d" % len(body)], body
+    ),
+    st.binary(max_size=300),
+    HEADERS,
+    st.sampled_from([[], [b"Connection: upgrade", b"Upgrade: h2c"]]),
+)
+CHUNKED = st.builds(
+    lambda chunks: request(
+        b"POST /c HTTP/1.1",
+        [b"Transfer-Encoding: chunked"],
+        b"".join(b"%x;e\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\nT: 1\r\n\r\n",
+    ),
+    st.lists(st.binary(min_size=1, max_size=50), max_size=4),
+)
+JUNK = st.one_of(st.sampled_from([b"\r\n", b"\n", b"G", b"GET / HTTP/1.1\r\n"]), st.binary(max_size=10))
+STREAMS = st.lists(st.one_of(GETS, GETS, POSTS, CHUNKED, JUNK), max_size=6).map(b"".join)
+
+
+def plain(environ, start_response):
+    raise AssertionError("the parser calls no application")
+
+
+def parse(stream: bytes, cuts: list[int]) -> tuple[list[object], object]:
+    """All requests of the stream, and the refusal."""
+    loop = uvloop.new_event_loop()
+    try:
+        parser = RequestParser(Hub(plain, Limits(), loop, None), {"SERVER_PROTOCOL": HTTP_11})
+        edges = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
+        for start, end in pairwise(edges):
+            if start < end and not parser.refusal:
+                parser.feed(stream[start:end])
+        requests = []
+        for environ, keep_alive, size in parser.ready:
+            body = environ.pop("wsgi.input").read()
+            assert len(body) == size
+            requests.append((environ, keep_alive, body))
+        return requests, parser.refusal
+    finally:
+        loop.close()
+
+
+@settings(max_examples=150, deadline=None)
+@given(STREAMS, st.lists(st.integers(0, 5000), max_size=8))
+def test_how_the_bytes_are_cut_changes_nothing(stream: bytes, cuts: list[int]) -> None:
+    assert parse(stream, cuts) == parse(stream, [])
+
+
+@settings(max_examples=150, deadline=None)
+@given(HEADERS, TARGETS, st.one_of(TARGETS, st.binary(max_size=20)))
+def test_a_repeated_head_gives_what_the_parser_gives(headers: list[bytes], first: bytes, second: bytes) -> None:
+    known, wanted = (request(b"GET %b HTTP/1.1" % target, headers) for target in (first, second))
+    requests, _ = parse(known, [])
+    expected, refusal = parse(wanted, [])
+    if not requests:
+        return
+    repeated = RepeatedHead.of(known, requests[0][0], Limits().max_target_bytes)
+
+    environ = repeated.environ_of(wanted) if repeated else None
+
+    if environ is not None:
+        environ.pop("wsgi.input")
+        assert ([(environ, True, b"")], None) == (expected, refusal)
