@@ -17,7 +17,7 @@ from collector.health import Health
 from collector.intake import Held, Intake
 from collector.limits import Limits
 from collector.metrics import Backlog, Counters
-from collector.resources.answers import PROBLEM_TYPE, Headers, cors_headers, problem
+from collector.problem import PROBLEM_TYPE, Headers, common_headers, problem
 from collector.resources.events import EventsResource, beacon_format, event_format
 from collector.resources.health import HealthcheckResource, LivenessResource, MetricsResource, ReadinessResource
 from collector.resources.pixel import PixelResource
@@ -64,7 +64,7 @@ class CollectorApp:
     def unavailable(self, environ: Mapping[str, Any], reason: str) -> tuple[str, Headers, bytes]:
         """The 503 of a request whose records could not be committed."""
         self._counters.count_answer(environ.get("PATH_INFO", ""), "503")
-        headers = [("Content-Type", PROBLEM_TYPE), ("Retry-After", str(retry_after_s())), *cors_headers(environ)]
+        headers = [("Content-Type", PROBLEM_TYPE), ("Retry-After", str(retry_after_s())), *common_headers(environ)]
         return falcon.HTTP_503, headers, problem(falcon.HTTP_503, reason)
 
     def maintain(self) -> None:
@@ -77,16 +77,14 @@ class CollectorApp:
 
 
 class _EveryAnswer:
-    """Falcon middleware: CORS headers and counters on every answer, errors included."""
+    """Falcon middleware: common headers and counters on every answer, errors included."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
 
     def process_response(self, req: falcon.Request, resp: falcon.Response, resource: object, succeeded: bool) -> None:
-        for name, value in cors_headers(req.env):
+        for name, value in common_headers(req.env):
             resp.set_header(name, value)
-        resp.set_header("X-Content-Type-Options", "nosniff")
-        resp.set_header("Cross-Origin-Resource-Policy", "cross-origin")
         if not req.env.get("collector.held"):  # what is held is counted when it is known how it ends
             self._counters.count_answer(req.path, str(resp.status))
 

@@ -12,9 +12,7 @@ An application that wants the connection closed sends ``Connection: close``; oth
 server's own and dropped.
 """
 
-import json
 import logging
-import random
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +20,8 @@ from email.utils import formatdate
 from typing import Any
 
 from collector.environ import HTTP_10, Environ
+from collector.problem import PROBLEM_TYPE, common_headers, problem
+from spool.watermark import retry_after_s
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,6 @@ MAX_CACHED_HEADS = 512
 MAX_CACHED_HEAD_BYTES = 4096
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 SERVER_ERROR = "500 Internal Server Error"
-PROBLEM = "application/problem+json"
 
 _STATUS = re.compile(r"[2-5][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?")
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -167,19 +166,12 @@ class Replies:
 
         With CORS headers, or scripts would see a network error instead of the status.
         """
-        problem = {"type": "about:blank", "title": status[4:], "status": int(status[:3]), "detail": detail}
-        origin = environ.get("HTTP_ORIGIN", "")
-        headers = [("Content-Type", PROBLEM)]
-        if origin:
-            headers += [("Access-Control-Allow-Origin", origin), ("Access-Control-Allow-Credentials", "true")]
-        else:
-            headers.append(("Access-Control-Allow-Origin", "*"))
-        headers += [("Access-Control-Expose-Headers", "Warning, Retry-After"), ("Vary", "Origin")]
+        headers = [("Content-Type", PROBLEM_TYPE), *common_headers(environ)]
         if status.startswith("503"):
-            headers.append(("Retry-After", str(random.randint(5, 30))))  # noqa: S311 - spreads clients, keeps no secret
+            headers.append(("Retry-After", str(retry_after_s())))
         elif status.startswith("405"):
             headers.append(("Allow", "GET, HEAD, POST, OPTIONS"))
-        return self.encode(environ, status, headers, json.dumps(problem).encode("ascii"), False)[0]
+        return self.encode(environ, status, headers, problem(status, detail), False)[0]
 
 
 def _encode_head(status: str, headers: Headers) -> Head:

@@ -1,38 +1,17 @@
-"""What the answers of all doors have in common: CORS, the Warning header, problem documents."""
+"""The answers that several doors give: the pixel, preflights, the Warning header, refusals."""
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import falcon
 
+from collector.problem import PROBLEM_TYPE, Headers, problem
 from formats.event import FormatError
 from spool.watermark import retry_after_s
-
-Environ = Mapping[str, Any]
-Headers = list[tuple[str, str]]
 
 #: A 1x1 transparent GIF.
 PIXEL = bytes.fromhex("47494638396101000100800000000000ffffff21f90401000000002c00000000010001000002024401003b")
 NOT_CACHED = "private, no-cache, no-transform, proxy-revalidate"
-PROBLEM_TYPE = "application/problem+json"
 WARNING_MAX_CHARS = 512
-FAILURES_SHOWN = 20
-
-
-def cors_headers(environ: Environ) -> Headers:
-    """The CORS headers of an answer.
-
-    The origin is echoed, because Chromium drops JSON beacons on ``*``; credentials are allowed because
-    beacons always send them, and no cookie is ever read. A request without Origin needs none of that.
-    """
-    origin = environ.get("HTTP_ORIGIN", "")
-    headers = [("Vary", "Origin"), ("Access-Control-Expose-Headers", "Warning, Retry-After")]
-    if origin and origin.isascii() and origin.isprintable():
-        headers += [("Access-Control-Allow-Origin", origin), ("Access-Control-Allow-Credentials", "true")]
-    else:
-        headers.append(("Access-Control-Allow-Origin", "*"))
-    return headers
 
 
 def preflight_headers(methods: str) -> Headers:
@@ -51,20 +30,6 @@ def warning(accepted: int, failed: int, first: FormatError) -> str:
     head = f'199 - "[{accepted} successes] [{failed} failures] ['
     tail = f', at event {first.at}]"'
     return head + reason[: WARNING_MAX_CHARS - len(head) - len(tail)] + tail
-
-
-def problem(status: str, detail: str, failures: Sequence[FormatError] = (), *, failed: int = 0) -> bytes:
-    """A problem document; ``failures`` are listed with their positions, ``failed`` is how many there were."""
-    document: dict[str, object] = {
-        "type": "about:blank",
-        "title": status[4:],
-        "status": int(status[:3]),
-        "detail": detail,
-    }
-    if failures:
-        document["failed"] = failed
-        document["failures"] = [{"index": each.at, "reason": each.reason} for each in failures[:FAILURES_SHOWN]]
-    return json.dumps(document).encode()
 
 
 def refused(status: str, detail: str, headers: Headers | None = None) -> falcon.HTTPStatus:
