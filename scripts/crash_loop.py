@@ -2,7 +2,7 @@
 """Load a collector, kill -9 its processes at random, and count what was lost: it must be nothing.
 
 Clients send numbered events and note which of them were answered 202. A killer picks a process of the
-collector (an HTTP worker, the gunicorn master, the flusher, or all of them at once) at random moments. In the
+collector (an HTTP worker, the gunicorn master, the flusher, the supervisor, or all at once) at random moments. In the
 end the collector is stopped, its queues are drained into the archive, and the ledger is drawn up:
 
     lost        answered 202, and not in the archive: the run fails
@@ -62,11 +62,11 @@ class Ledger:
     statuses: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def take(self, wanted: int, limit: int) -> range:
-        """The next numbers to send, at most ``wanted`` of them."""
+    def take(self, wanted: int) -> range:
+        """The next numbers to send."""
         with self.lock:
             first = self.sent
-            self.sent = min(first + wanted, limit)
+            self.sent += wanted
             return range(first, self.sent)
 
     def note(self, status: str, numbers: range) -> None:
@@ -82,6 +82,7 @@ class Collector:
 
     def __init__(self, base: Path, workers: int) -> None:
         self.base = base
+        self.workers = workers
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -103,12 +104,11 @@ class Collector:
             )  # fmt: skip
         self.starts += 1
 
-    def has_ended(self) -> bool:
-        """Whether nothing is left of it."""
-        return self.process is None or self.process.poll() is not None
-
     def is_up(self) -> bool:
-        """Whether HTTP is answered."""
+        """Whether HTTP is answered, and by this start's own processes: orphans of the last one may still answer."""
+        assert self.process is not None
+        if len(descendants(self.process.pid)) < self.workers + 2:
+            return False
         try:
             with socket.create_connection(("127.0.0.1", self.port), 1) as probe:
                 probe.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -119,19 +119,17 @@ class Collector:
     def kill_one(self, rng: random.Random) -> str:
         """Kill -9 one process, or all; returns which kind."""
         assert self.process is not None
-        processes = descendants(self.process.pid)
-        victim = rng.choice([*(processes or [self.process.pid]), 0])
-        if victim == 0 or self.has_ended():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+        supervisor = self.process.pid
+        victim = rng.choice([*descendants(supervisor), supervisor, 0])
+        kind = {supervisor: "supervisor", 0: "all"}.get(victim) or kind_of(victim)
+        with contextlib.suppress(ProcessLookupError):
+            if victim == 0:
+                os.killpg(supervisor, signal.SIGKILL)
+            else:
+                os.kill(victim, signal.SIGKILL)
+        if victim in (0, supervisor):
             self.process.wait()
             self.start()
-            return "all"
-        kind = kind_of(victim)
-        try:
-            os.kill(victim, signal.SIGKILL)
-        except ProcessLookupError:
-            return "gone"
         return kind
 
     def stop(self) -> int:
@@ -180,11 +178,11 @@ def request_for(numbers: range, rng: random.Random) -> tuple[str, str, bytes | N
     return "POST", "/rest/1.0/event", joiner.encode(), {"Content-Type": "application/json"}
 
 
-def client(port: int, ledger: Ledger, limit: int, seed: int, deadline: float) -> None:
-    """Send until all numbers are taken; a number is sent once, whatever the answer."""
+def client(port: int, ledger: Ledger, seed: int, enough: threading.Event) -> None:
+    """Send until it is enough; a number is sent once, whatever the answer."""
     rng = random.Random(seed)
     connection: http.client.HTTPConnection | None = None
-    while time.monotonic() < deadline:
+    while not enough.is_set():
         if connection is None:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
             try:
@@ -193,9 +191,7 @@ def client(port: int, ledger: Ledger, limit: int, seed: int, deadline: float) ->
                 connection = None
                 time.sleep(0.02)
                 continue
-        numbers = ledger.take(rng.choice((1, 1, 1, 5, 20, 100)), limit)
-        if not numbers:
-            return
+        numbers = ledger.take(rng.choice((1, 1, 1, 5, 20, 100)))
         method, path, body, headers = request_for(numbers, rng)
         try:
             connection.request(method, path, body, headers)
@@ -232,22 +228,24 @@ def run(arguments: argparse.Namespace, base: Path) -> int:
     ledger = Ledger()
     started = time.monotonic()
     deadline = started + arguments.seconds
+    enough = threading.Event()
     threads = [
-        threading.Thread(
-            target=client,
-            args=(collector.port, ledger, arguments.events, rng.randrange(1 << 30), deadline),
-            daemon=True,
-        )
+        threading.Thread(target=client, args=(collector.port, ledger, rng.randrange(1 << 30), enough), daemon=True)
         for _ in range(arguments.clients)
     ]
     for thread in threads:
         thread.start()
     kills: Counter[str] = Counter()
-    while any(thread.is_alive() for thread in threads):
+    while (kills.total() < arguments.kills or ledger.sent < arguments.events) and time.monotonic() < deadline:
         time.sleep(rng.uniform(0, 2) * arguments.pause)
-        if kills.total() < arguments.kills and (collector.is_up() or collector.has_ended()):
+        if kills.total() < arguments.kills and collector.is_up():
             kills[collector.kill_one(rng)] += 1
+    enough.set()
+    for thread in threads:
+        thread.join()
     loaded_s = time.monotonic() - started
+    while not collector.is_up() and time.monotonic() < deadline + 30:  # a half-started process ends by SIGTERM itself
+        time.sleep(0.05)
     stopped = collector.stop()
     flushed = subprocess.run(collector.command("flush", "--once"), cwd=REPOSITORY, check=False, timeout=120).returncode
     found, lines = read_archive(base / "events")
@@ -270,10 +268,12 @@ def run(arguments: argparse.Namespace, base: Path) -> int:
 def main() -> int:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=100_000, help="how many events to send (default: %(default)s)")
+    parser.add_argument(
+        "--events", type=int, default=100_000, help="how many events to send at least (default: %(default)s)"
+    )
     parser.add_argument("--clients", type=int, default=8, help="connections at a time (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="HTTP workers (default: %(default)s)")
-    parser.add_argument("--kills", type=int, default=40, help="how many kill -9 at most (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=40, help="how many kill -9 (default: %(default)s)")
     parser.add_argument("--pause", type=float, default=0.4, help="mean seconds between kills (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=120, help="give up sending after this (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30), help="of the random choices")
