@@ -133,7 +133,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
             log.exception("maintenance failed")
         if self._rounds % NOTIFY_EVERY == 0:
             self.notify()
-            if os.getppid() != self.ppid:
+            if self.alive and self._is_orphan():
                 log.warning("the master is gone")
                 self.alive = False
         if self._rounds % SWEEP_EVERY == 0:
@@ -146,13 +146,17 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         self._rounds += 1
         self._loop.call_later(MAINTAIN_S, self._maintain)
 
+    def _is_orphan(self) -> bool:
+        """Whether the master is gone; another may want the address at once then."""
+        return os.getppid() != int(self.ppid)
+
     async def _drain(self) -> None:
         """Answer what has been sent, within graceful_timeout."""
         hub, loop = self._hub, self._loop
         began = loop.time()
         deadline = began + max(self.cfg.graceful_timeout - CLOSE_S, self.cfg.graceful_timeout / 2)
         hub.stopping = True
-        while not self._quick and loop.time() < min(began + DRAIN_S, deadline):
+        while not self._quick and not self._is_orphan() and loop.time() < min(began + DRAIN_S, deadline):
             self._listeners.steer_away()
             await asyncio.sleep(POLL_S)
         await self._listeners.close()
