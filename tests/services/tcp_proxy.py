@@ -39,6 +39,7 @@ class TcpProxy:
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
+        assert not self._thread.is_alive()
 
     def reset_all(self) -> None:
         """Reset every open connection."""
@@ -63,6 +64,11 @@ class TcpProxy:
 
         self._loop.run_until_complete(listen())
         self._loop.run_forever()
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
