@@ -222,7 +222,7 @@ class Connection(asyncio.Protocol):
             self._busy = True
             self._set_reading()
         else:
-            stays = keep_alive and not hub.stopping
+            stays = keep_alive and hub.defers and not hub.stopping  # without an answer of the app's own it closes
             reply = hub.unavailable(environ, "too many large bodies are waiting", stays)
             self._answer(environ, [], reply, stays, keep_alive)
 
