@@ -62,6 +62,10 @@ class Piece(NamedTuple):
         """Its share of the record's bytes."""
         return len(self.record.payload) * (self.stop - self.start) // max(1, self.record.event_count)
 
+    def decode(self) -> list[Event]:
+        """Its events. Errors: FormatError."""
+        return _decode(self.record)[self.start : self.stop]
+
 
 @dataclass
 class Batch:
@@ -90,6 +94,19 @@ class Batch:
         self.records += 1
         self.count += piece.stop - piece.start
         self.size += piece.size
+
+    def remove(self, piece: Piece) -> None:
+        """Leave a piece out, and with it what is behind it of a record that was cut."""
+        self.pieces.remove(piece)
+        self.records -= 1
+        self.count -= piece.stop - piece.start
+        self.size -= piece.size
+        if piece.stop < piece.record.event_count:
+            end = piece.record.end
+            self.ranges = [
+                each._replace(to_offset=end, to_index=0) if each.segment == piece.segment else each
+                for each in self.ranges
+            ]
 
 
 class QueueReader:
@@ -319,9 +336,8 @@ class QueueReader:
         """The events of a record; none of one that does not decode, which is then in quarantine."""
         if self._cut and self._cut[:2] == (segment, record):
             return self._cut[2]
-        uuid, offset, indexes = record.origin or Origin(record.uuid, record.offset)
         try:
-            events = decode_envelope(record.payload, uuid, offset, indexes)
+            events = _decode(record)
             if len(events) == record.event_count:
                 return events
             error = f"its header says {record.event_count} events, it holds {len(events)}"
@@ -358,3 +374,8 @@ class QueueReader:
         if is_new:
             self._range_quarantined()
         return Position(size, 0)
+
+
+def _decode(record: Record) -> list[Event]:
+    uuid, offset, indexes = record.origin or Origin(record.uuid, record.offset)
+    return decode_envelope(record.payload, uuid, offset, indexes)

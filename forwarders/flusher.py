@@ -69,8 +69,6 @@ class Flusher:
         self._wall_ns = wall_ns
         self._oddities = Oddities()
         self._ballast = Ballast(directory)
-        self._quarantine = Quarantine(directory, ballast=self._ballast)
-        self._suspects = threading.Lock()
         self._threads: list[LaneThread] = []
         self._salvage_at = self._measure_at = monotonic()
         self._complaints: set[str] = set()
@@ -215,8 +213,7 @@ class Flusher:
             self._directory,
             configured,
             status=status,
-            quarantine=self._quarantine,
-            suspects=self._suspects,
+            quarantine=Quarantine(self._directory, ballast=self._ballast),
             released=lambda size: self._count("released_bytes_total", size),
             range_quarantined=lambda: self._count("quarantined_ranges_total", 1),
             monotonic=self._monotonic,

@@ -5,16 +5,15 @@
 Order:  one batch at a time; what is not available is sent again, for ever, before anything behind it.
 Crash:  anywhere before "acked", the next process sends the same batch again, first of all; so a kill repeats at most
         one batch, and nothing is skipped. Unlinks are done again.
-Deaths: "sending" counts the processes that began with this batch and were not heard of again. After three, its
-        records are tried one by one; a single record, after three more, goes to quarantine undecoded. While a
-        suspect is tried no other one is, so that the deaths are counted against the right one.
+Deaths: "sending" counts the processes that began with this batch and were not heard of again. After three, children
+        of this process decode and send it first (trial.py), all of it and then in halves; a record that they die
+        of goes to quarantine undecoded. Where this process dies of that too, ten times, records are sent one by one.
 States: ok; retrying (not available, or our own disk does not let us advance); stopped (every event fails, or the
         forwarder cannot be made): loudly, and tried again every minute.
 
 `Lane.step` does one thing and says how long to wait, so that a test can be the clock.
 """
 
-import contextlib
 import logging
 import math
 import random
@@ -24,13 +23,14 @@ from collections.abc import Callable
 from typing import Final
 
 from forwarders.backoff import Backoff
-from forwarders.batch import Batch, CannotQuarantine, QueueReader
+from forwarders.batch import Batch, CannotQuarantine, Piece, QueueReader
 from forwarders.contract import Forwarder, Unavailable
 from forwarders.delivery import Delivery
 from forwarders.flush_settings import Configured, Names
 from forwarders.progress import Progress
 from forwarders.refusals import Refusals
 from forwarders.status import Gauges, State, StatusFile
+from forwarders.trial import decode_and_send, find_killers, survives
 from spool.cursor import Cursor, Range
 from spool.directory import SpoolDirectory, SpoolError
 from spool.quarantine import Quarantine
@@ -38,7 +38,8 @@ from spool.queue import Queue
 
 log = logging.getLogger(__name__)
 
-DEATHS_MAX: Final = 3
+DEATHS_TRIAL: Final = 3
+DEATHS_MAX: Final = 10
 STOPPED_S: Final = 60.0
 IDLE_S: Final = 1.0  # other processes put replays into a queue without telling anybody
 _REASONS_REMEMBERED: Final = 100
@@ -59,7 +60,6 @@ class Lane:
         *,
         status: StatusFile,
         quarantine: Quarantine,
-        suspects: threading.Lock,
         released: Callable[[int], None],
         range_quarantined: Callable[[], None],
         monotonic: Callable[[], float] = time.monotonic,
@@ -74,7 +74,6 @@ class Lane:
         self._counters = configured.counters
         self._names = Names(configured.flush.names)
         self._refusals = Refusals(quarantine, self.name, configured.counters)
-        self._suspects = suspects
         self._monotonic = monotonic
         self._wall_ns = wall_ns
         self._queue = Queue(directory, self.name, monotonic=monotonic)
@@ -179,8 +178,7 @@ class Lane:
                 return wait
         if self._forwarder is None and (wait := self._make_forwarder()):
             return wait
-        with self._suspects if self._progress.deaths > 1 else contextlib.nullcontext():
-            return self._try(self._batch, drain=drain)
+        return self._try(self._batch, drain=drain)
 
     def _plan(self, now: float, *, drain: bool) -> float:
         """Set the batch that comes next, or return how long to wait for one."""
@@ -305,27 +303,37 @@ class Lane:
                 self._again = cursor.last.ranges
 
     def _repeat(self, ranges: tuple[Range, ...]) -> Batch | None:
-        """The batch with these ranges; of one that processes died of, a part."""
+        """The batch with these ranges, without the records that processes die of."""
         self._repeated = True
         batch = self._reader.repeat(ranges)
-        if self._progress.deaths < DEATHS_MAX:
-            return batch
-        if batch.records == 1:
-            log.error(
-                "processes died of a record, it goes to quarantine",
-                extra={"forwarder": self.name, "segment": batch.pieces[0].segment, "deaths": self._progress.deaths},
-            )
-            self._refusals.condemn(batch, self._progress.deaths)
-            self._progress.survived()
+        deaths = self._progress.deaths
+        if deaths < DEATHS_TRIAL:
             return batch
         log.warning(
-            "processes died while this batch was sent: its records are tried one by one",
-            extra={"forwarder": self.name, "deaths": self._progress.deaths, "records": batch.records},
+            "processes died while this batch was sent",
+            extra={"forwarder": self.name, "deaths": deaths, "records": batch.records},
         )
-        self._again = None
+        self._progress.attempt(batch.ranges, identical=False)  # a death during the trials counts too
+        if deaths < DEATHS_MAX:
+            killers, innocent = find_killers(batch.pieces, self._survived)
+        else:
+            killers, innocent = (batch.pieces[:1] if batch.records == 1 else []), False
+        for piece in killers:
+            log.error(
+                "processes die of a record, it goes to quarantine",
+                extra={"forwarder": self.name, "segment": piece.segment, "offset": piece.record.offset},
+            )
+            self._refusals.condemn(batch, piece, f"{deaths} processes in a row")
         self._progress.survived()
+        if killers or innocent:
+            return batch
+        self._again = None
         self._careful = batch.records
         return self._reader.next(max_records=1)
+
+    def _survived(self, pieces: list[Piece]) -> bool:
+        """Whether a child survives decoding and sending these records."""
+        return survives(lambda: decode_and_send(pieces, self._names.choose, self._make), self._stopping.is_set)
 
     # The rest
 

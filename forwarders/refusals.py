@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from formats.envelope import encode_envelope, parse_event_id
 from formats.event import Event
-from forwarders.batch import Batch, CannotQuarantine
+from forwarders.batch import Batch, CannotQuarantine, Piece
 from forwarders.delivery import Delivery
 from forwarders.flush_settings import Counters
 from spool.directory import SpoolError
@@ -32,17 +32,13 @@ class Refusals:
         self._keep_events(batch, delivery.events, delivery.refused, "the destination refused it")
         self._keep_events(batch, delivery.events, delivery.failed, "the forwarder failed on it alone")
 
-    def condemn(self, batch: Batch, deaths: int) -> None:
-        """Keep the one record of a batch as it is, undecoded, because processes died of it; the batch is empty then."""
-        segment, record, _, stop = batch.pieces.pop()
+    def condemn(self, batch: Batch, piece: Piece, reason: str) -> None:
+        """Keep a record whole and undecoded, because processes die of it, and take it out of the batch."""
+        record = piece.record
         origin = record.origin or Origin(record.uuid, record.offset)
         refused = RefusedRecord(origin, record.payload, record.event_count, record.received_ns)
-        self._add(segment, [refused], "processes died of it", f"{deaths} processes in a row")
-        if stop < record.event_count:  # it was cut, and all of it is in quarantine
-            batch.ranges = [
-                each._replace(to_offset=record.end, to_index=0) if each.segment == segment else each
-                for each in batch.ranges
-            ]
+        self._add(piece.segment, [refused], "processes die of it", reason)
+        batch.remove(piece)
 
     def _keep_events(self, batch: Batch, events: Sequence[Event], errors: Mapping[int, str], reason: str) -> None:
         ends = [end for end, _ in batch.ends]

@@ -1,6 +1,5 @@
 """A real spool with events in it, one lane of the flusher on it, and a destination that does as it is told."""
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -83,10 +82,10 @@ def put(directory: SpoolDirectory, *records: Sequence[Event]) -> list[str]:
     for events in records:
         writer.append(encode_envelope("json", RECEIVED_MS, list(events)), len(events), RECEIVED_MS * 1_000_000)
     writer.commit(sync=False)
-    before = set(directory.sealed.iterdir())
+    (segment,) = directory.opened.iterdir()
+    found = ids_in(segment)
     writer.close()
-    (segment,) = set(directory.sealed.iterdir()) - before
-    return ids_in(segment)
+    return found
 
 
 def ids_in(segment: Path) -> list[str]:
@@ -116,7 +115,6 @@ class Bench:
         self.common = Figures()
         self.destination = Destination(identical_repeats=identical_repeats)
         self.flush = flush
-        self.suspects = threading.Lock()
         self.make: Callable[[], Forwarder] = lambda: self.destination
         self.queue = self.directory.queue("fake")
         self.quarantine = Quarantine(self.directory)
@@ -131,7 +129,6 @@ class Bench:
             Configured("fake", lambda: self.make(), self.flush, self.figures),
             status=status,
             quarantine=Quarantine(self.directory),
-            suspects=self.suspects,
             released=lambda size: self.common.add("released_bytes_total", size),
             range_quarantined=lambda: self.common.add("quarantined_ranges_total"),
             monotonic=self.clock,

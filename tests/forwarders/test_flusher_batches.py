@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from spooled import WANTED, Bench, event, offsets_in
 
+from formats.envelope import encode_envelope
 from forwarders.batch import ASIDE_S
 from forwarders.flush_settings import FlushSettings, Names
 from spool.cursor import MAX_RANGES
+from spool.writer import SpoolWriter
 
 
 @pytest.fixture
@@ -285,8 +287,6 @@ def test_the_same_damage_is_kept_and_counted_once(bench: Bench, tmp_path: Path) 
 
 
 def test_a_record_that_does_not_decode_goes_to_quarantine_and_the_others_on(bench: Bench) -> None:
-    from spool.writer import SpoolWriter
-
     before = bench.put([event(1)])
     writer = SpoolWriter(bench.directory)
     writer.append(b"\xc1 no envelope", 3, 1)
@@ -303,9 +303,6 @@ def test_a_record_that_does_not_decode_goes_to_quarantine_and_the_others_on(benc
 
 
 def test_a_record_with_another_number_of_events_than_it_says_is_not_cut_by_it(bench: Bench) -> None:
-    from formats.envelope import encode_envelope
-    from spool.writer import SpoolWriter
-
     writer = SpoolWriter(bench.directory)
     writer.append(encode_envelope("json", 1, [event(1), event(2)]), 1, 1)
     writer.commit(sync=False)

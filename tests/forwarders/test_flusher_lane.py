@@ -14,6 +14,7 @@ from formats.event import Event
 from forwarders.contract import Forwarder, Refused, Unavailable
 from forwarders.lane import STOPPED_S
 from forwarders.status import read_status
+from spool.cursor import Cursor, Range
 from spool.directory import SpoolDirectory
 
 
@@ -409,8 +410,6 @@ def spoil_garbage(path: Path) -> None:
 
 def spoil_foreign(path: Path) -> None:
     """The cursor of another spool."""
-    from spool.cursor import Cursor, Range
-
     path.unlink()
     cursor = Cursor.open(path, instance="f" * 32)
     cursor.write("acked", [Range(next(path.parent.glob("*.seg")).name, 0, 0, 1 << 40, 0)])
