@@ -223,7 +223,7 @@ def test_a_hostile_body_takes_time_by_its_size(begin: bytes, unit: bytes) -> Non
 @pytest.mark.parametrize("claim", [b"\xdd\x00\x02\x00\x00", b"\xdd\x7f\xff\xff\xff", b"\xdf\x7f\xff\xff\xff"])
 @pytest.mark.parametrize("unit", [b"\x90", b"\xa2ab", b"\xdd\x00\x00\xff\xff", b"\x81\xa7payload\x80"])
 def test_what_a_body_claims_or_fails_to_be_takes_no_memory(claim: bytes, unit: bytes) -> None:
-    body = claim + unit * (MIB // 8 // len(unit))
+    body = claim + unit * (MIB // 16 // len(unit))
     tracemalloc.start()
     try:
         decode_msgpack(body, NOW)
@@ -231,10 +231,10 @@ def test_what_a_body_claims_or_fails_to_be_takes_no_memory(claim: bytes, unit: b
     finally:
         tracemalloc.stop()
 
-    assert peak < 2 * MIB
+    assert peak < MIB
 
 
-@pytest.mark.parametrize("unit", [b"\x90", b"\x80", b"\xa0", b"\x92\x90\x80"])
+@pytest.mark.parametrize("unit", [b"\x90", b"\x80", b"\x92\x90\x80"])
 def test_a_payload_of_many_empty_containers_is_stored_with_bounded_memory(unit: bytes) -> None:
     count = CHECKED_AS_OBJECTS_BYTES // len(unit) + 1
     payload = b"\x81\xa1a\xdd" + count.to_bytes(4, "big") + unit * count
