@@ -55,7 +55,9 @@ _LONE_SURROGATE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
 )
 _NO_EVENT = "not an object with eventName and payload"
-_ARRAY_BEGINS, _OBJECT_BEGINS = b"[{"
+_ARRAYS_BYTES = len(b"[]") * DEPTH_MAX  # a payload deeper than DEPTH_MAX is larger
+_OBJECTS_BYTES = len(b'{"":}') * DEPTH_MAX  # and this is for one without arrays
+_ARRAY_BEGINS, _OBJECT_BEGINS, _BACKSLASH = b"[{\\"
 _BOM_BEGINS = (b"\xef", b"\xfe", b"\xff")
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _NEITHER_BRACKET_NOR_QUOTE = bytes(set(range(256)) - set(b'"[]{}'))
@@ -113,7 +115,7 @@ class _Reader:
         self._dated = (
             b"eventDate" in body
             or b"eventGranularity" in body
-            or (b"\\" in body and b"\\u" in body)  # a key may be spelt with escapes
+            or (_BACKSLASH in body and b"\\u" in body)  # a key may be spelt with escapes
         )
 
     def event(self, envelope: _Envelope) -> Event:
@@ -129,11 +131,7 @@ class _Reader:
         payload = bytes(envelope.payload)
         if payload[:1] != b"{":
             raise FormatError("the payload is not an object")
-        if (
-            len(payload) > 2 * DEPTH_MAX
-            and len(payload) - len(payload.translate(None, b"[{")) > DEPTH_MAX
-            and not _is_shallow(payload)
-        ):
+        if not _is_shallow(payload):
             raise FormatError(f"the payload is nested deeper than {DEPTH_MAX} levels")
         if not self._dated:
             return Event(name, defaults.time_ms, defaults.granularity, _JSON, payload)
@@ -278,7 +276,12 @@ def _broken(element: bytes, error: msgspec.DecodeError) -> FormatError:
 
 def _is_shallow(payload: bytes) -> bool:
     """Whether a payload, known to be JSON, is nested at most DEPTH_MAX levels."""
-    if b"\\" in payload:
+    size = len(payload)
+    if size <= _OBJECTS_BYTES and (size <= _ARRAYS_BYTES or _ARRAY_BEGINS not in payload):
+        return True  # no room for so many brackets
+    if size - len(payload.translate(None, b"[{")) <= DEPTH_MAX:
+        return True
+    if _BACKSLASH in payload:
         payload = payload.replace(b"\\\\", b"").replace(b'\\"', b"")
     skeleton = payload.translate(None, _NEITHER_BRACKET_NOR_QUOTE).replace(b'""', b"")
     if b'"' in skeleton:  # some strings have brackets in them
@@ -293,7 +296,7 @@ def _end(pattern: re.Pattern[bytes], body: bytes, at: int) -> int:
 
 def _as_utf8(body: bytes) -> bytes:
     """The body without a byte order mark, from whichever Unicode encoding its first bytes betray."""
-    if body[:1] not in _BOM_BEGINS and b"\0" not in body[:4]:
+    if body[:1] not in _BOM_BEGINS and 0 not in body[:4]:
         return body
     encoding = json.detect_encoding(body)
     return body[3:] if encoding == "utf-8-sig" else body.decode(encoding).encode()
