@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from collector import logs, ports, systemd
+from collector import ports, systemd
 from collector.children import Child, Patience, Program
 from collector.settings import Settings, load
 from collector.tables import SettingsError
@@ -174,7 +174,6 @@ def programs() -> list[Program]:
 
 def serve(settings: Settings, config_path: Path | None) -> int:
     """Run the collector until it is told to stop; returns the exit code."""
-    logs.setup(settings.log)
     try:
         SpoolDirectory.open(settings.spool.path)
         for bind in settings.http.binds:
@@ -211,16 +210,18 @@ def _sound(config_path: Path | None) -> bool:
 def _welcome(settings: Settings) -> str:
     """What a person wants to know first: where it listens, where events go, what to try."""
     tls = bool(settings.http.certfile)
-    first = settings.http.binds[0]
-    reach = f"--unix-socket {first.removeprefix('unix:')} http://localhost" if first.startswith("unix:") else ""
+    urls = [ports.url(bind, tls=tls) for bind in settings.http.binds]
     goals = [
         f"{each.name} ({each.own.path})" if hasattr(each.own, "path") else each.name for each in settings.forwarders
     ]
+    door = urls[0]
+    if door.startswith("unix:"):
+        door = f"--unix-socket {door.removeprefix('unix:')} http://localhost"
     return "\n".join(
         (
-            f"listening on  {' '.join(ports.url(bind, tls=tls) for bind in settings.http.binds)}",
+            f"listening on  {' '.join(urls)}",
             f"events go to  {', '.join(goals) or 'no forwarder is configured: they stay in the spool'}",
             f"by way of     {settings.spool.path}",
-            f"try           curl -i {reach or ports.url(first, tls=tls)}/1?v=Hello,sWorld",
+            f"try           curl -i {door}/1 -G -d v=Hello,sWorld",
         )
     )

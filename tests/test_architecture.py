@@ -29,16 +29,16 @@ KNOWN_TO = {
     "falcon": ["collector/app.py", "collector/resources/*.py"],
     "gunicorn": ["collector/http_server.py", "collector/worker.py"],
     "httptools": ["collector/http_parser.py"],
-    "influxdb_client": ["forwarders/influxdb*.py"],
+    "influxdb_client": ["forwarders/influx_endpoint.py"],
     "msgpack": ["formats/*.py"],
     "msgspec": ["*.py"],
-    "pika": ["forwarders/amqp*.py", "forwarders/rabbitmq*.py"],
+    "pika": ["forwarders/amqp_publisher.py", "forwarders/rabbitmq.py"],
     "prometheus_client": ["collector/exposition.py"],
-    "rich": ["collector/cli*.py"],
+    "rich": ["collector/cli_output.py"],
     "thriftpy2": ["formats/thrift_*.py"],
-    "urllib3": ["forwarders/influxdb*.py"],
+    "urllib3": ["forwarders/influx_endpoint.py"],
     "uvloop": ["collector/worker.py"],
-    "zstandard": ["formats/content_encoding.py", "forwarders/archive*.py"],
+    "zstandard": ["formats/content_encoding.py", "forwarders/archive.py"],
 }
 
 #: Where somebody's machine shows through: this checkout's own place, and home directories.
