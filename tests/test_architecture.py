@@ -35,7 +35,6 @@ KNOWN_TO = {
     "pika": ["forwarders/amqp_publisher.py", "forwarders/rabbitmq.py"],
     "prometheus_client": ["collector/exposition.py"],
     "rich": ["collector/cli_output.py"],
-    "thriftpy2": ["formats/thrift_*.py"],
     "urllib3": ["forwarders/influx_endpoint.py"],
     "uvloop": ["collector/worker.py"],
     "zstandard": ["formats/content_encoding.py", "forwarders/archive.py"],
@@ -102,6 +101,18 @@ def test_a_library_is_known_to_its_own_modules_only() -> None:
     ]
 
     assert wrong == []
+
+
+def test_what_is_imported_is_what_is_declared() -> None:
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = config["options.extras_require"]
+    declared = config["options"]["install_requires"].split()
+    for name in extras.keys() - {"dev", "all"}:
+        declared += extras[name].split()
+
+    assert {line.split(">=")[0].replace("-", "_") for line in declared} == set(KNOWN_TO)
+    assert {top(each.module) for each in imports()} >= set(KNOWN_TO)
 
 
 def test_setup_cfg_lists_the_packages_that_are_on_disk() -> None:
