@@ -92,11 +92,15 @@ def by_directory(batch: Iterable[Event]) -> dict[str, list[Event]]:
     """Sort the events of a batch to their directories, keeping their order."""
     groups: dict[str, list[Event]] = {}
     by_minute: dict[tuple[str, Granularity, int], list[Event]] = {}  # every granularity is made of whole minutes
+    name, granularity, minute, group = "", Granularity.MINUTE, 0, list[Event]()  # of the event before: often the same
     for event in batch:
-        key = (event.name, event.granularity, event.time_ms // 60_000)
-        group = by_minute.get(key)
-        if group is None:
-            group = by_minute[key] = groups.setdefault(directory_of(event.name, event.granularity, event.time_ms), [])
+        if event.time_ms // 60_000 != minute or event.name != name or event.granularity is not granularity:
+            name, granularity, minute = event.name, event.granularity, event.time_ms // 60_000
+            known = by_minute.get((name, granularity, minute))
+            if known is None:
+                known = groups.setdefault(directory_of(name, granularity, event.time_ms), [])
+                by_minute[name, granularity, minute] = known
+            group = known
         group.append(event)
     return groups
 

@@ -253,6 +253,8 @@ class QueueReader:
         begin = position = self.begun.get(segment, BEGIN)
         ended = False
         room = True
+        plain = until is None and max_records is None
+        make = tuple.__new__
         try:
             with SegmentReader(self.queue.path / segment) as reader:
                 for found in self._found(reader, position):
@@ -262,6 +264,9 @@ class QueueReader:
                         self._keep_damage(reader, found)
                         batch.damaged += 1
                         position = Position(found.end, 0)
+                        continue
+                    if plain and not position.event and self._add_whole(batch, segment, found):
+                        position = make(Position, (found.end, 0))
                         continue
                     start = position.event if found.offset == position.offset else 0
                     if until:
@@ -295,6 +300,17 @@ class QueueReader:
             batch.ranges.append(Range(segment, *begin, *position))
         return room
 
+    def _add_whole(self, batch: Batch, segment: str, record: Record) -> bool:
+        """Add a record if there is room for all of it; what `_room` and `Batch.add` say, in a third of their time."""
+        count, size = record.event_count, len(record.payload)
+        if batch.count + count > self._max_events or batch.size + size > self._max_bytes or not count:
+            return False
+        batch.pieces.append(tuple.__new__(Piece, (segment, record, 0, count)))
+        batch.records += 1
+        batch.count += count
+        batch.size += size
+        return True
+
     def _found(self, reader: SegmentReader, position: Position) -> Iterator[Record | Damage]:
         """What the segment holds from a position on; a record that is being cut is not read again for each piece."""
         offset = position.offset
@@ -321,16 +337,20 @@ class QueueReader:
     def decode(self, batch: Batch, choose: Callable[[list[Event]], list[Event]]) -> None:
         """Turn the batch's payloads into its events, those that ``choose`` gives back. Errors: CannotQuarantine."""
         pieces, batch.pieces = batch.pieces[::-1], []
+        current = pieces[-1].segment if pieces else ""
         while pieces:
             segment, record, start, stop = pieces.pop()  # each payload is let go as soon as it is decoded
+            if segment != current:
+                batch.ends.append((len(batch.events), current))
+                current = segment
             events = self._events_of(segment, record)
-            if stop < record.event_count or start:
+            if start or stop < record.event_count:
                 self._cut = (segment, record, events) if stop < record.event_count else None
                 events = events[start:stop]
             chosen = choose(events)
             batch.events += chosen
             batch.skipped += len(events) - len(chosen)
-            batch.ends.append((len(batch.events), segment))
+        batch.ends.append((len(batch.events), current))
 
     def _events_of(self, segment: str, record: Record) -> list[Event]:
         """The events of a record; none of one that does not decode, which is then in quarantine."""
