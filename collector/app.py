@@ -67,6 +67,11 @@ class CollectorApp:
         headers = [("Content-Type", PROBLEM_TYPE), ("Retry-After", str(retry_after_s())), *common_headers(environ)]
         return falcon.HTTP_503, headers, problem(falcon.HTTP_503, reason)
 
+    def observe(self, connections: int, buffered_bytes: int) -> None:
+        """Publish what only the server knows."""
+        self._counters.set("connections", connections)
+        self._counters.set("buffered_bytes", buffered_bytes)
+
     def maintain(self) -> None:
         """To be called every 0.1 s: the interval's sync, sealing by age, probing a full disk."""
         self._intake.maintain()
@@ -127,8 +132,7 @@ def create_app(settings: Settings | None = None) -> CollectorApp:
     routes.set_error_serializer(_problem_for)
     routes.add_route("/1", PixelResource(intake, sender_of, base64=False))
     routes.add_route("/2", PixelResource(intake, sender_of, base64=True))
-    events = EventsResource(intake, sender_of, max_body_bytes=limit, format_of=event_format)
-    routes.add_route("/rest/1.0/event", events)
+    routes.add_route("/rest/1.0/event", EventsResource(intake, sender_of, max_body_bytes=limit, format_of=event_format))
     routes.add_route(
         "/rest/1.0/beacon", EventsResource(intake, sender_of, max_body_bytes=limit, format_of=beacon_format)
     )

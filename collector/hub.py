@@ -54,6 +54,9 @@ class DeferringApp(Protocol):
     def maintain(self) -> None:
         """Called every 0.1 s on the loop."""
 
+    def observe(self, connections: int, buffered_bytes: int) -> None:
+        """How many clients are connected, and how many bytes of their bodies are in memory; before ``maintain``."""
+
     def close(self) -> None:
         """Called once when the worker ends."""
 
@@ -69,7 +72,8 @@ class Hub:
         self.keys = HeaderKeys()
         self.defers = hasattr(app, "commit")
         self.refusing = getattr(app, "refusing", _nothing)
-        self.maintain = getattr(app, "maintain", _nothing)
+        self._observe = getattr(app, "observe", _nothing)
+        self._maintain = getattr(app, "maintain", _nothing)
         self.max_body_bytes: int = getattr(app, "max_body_bytes", DEFAULT_MAX_BODY_BYTES)
         self.max_connections = limits.connections()
         self.connections: set[Connection] = set()
@@ -88,6 +92,11 @@ class Hub:
         """To be called at least every second: the clock of timeouts and of the Date header."""
         self.now = self.loop.time()
         self.replies.now(wall_s)
+
+    def maintain(self) -> None:
+        """To be called every 0.1 s: the application's own upkeep."""
+        self._observe(len(self.connections), self.buffered_bytes)
+        self._maintain()
 
     def call(self, environ: Environ, keep_alive: bool) -> tuple[list[Any], bytes, bool]:
         """Let the application answer: what it holds, its reply, and whether the connection stays.
@@ -171,5 +180,5 @@ def _raise(exc: BaseException) -> None:
     raise exc
 
 
-def _nothing() -> None:
+def _nothing(*_: object) -> None:
     return None

@@ -125,6 +125,10 @@ class Intake:
         """Count the events of a request of which nothing could be accepted."""
         self._counters.count_events(source, 0, 0, rejected)
 
+    def count_body(self, size: int) -> None:
+        """Count a request body, as it came."""
+        self._counters.add("body_bytes_total", size)
+
     def commit(self, records: Sequence[Held]) -> str | None:
         """Append the records of one tick and make them as durable as their doors promise.
 

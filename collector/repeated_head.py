@@ -1,8 +1,8 @@
 """Requests that need no parser: the same header block as the request before, with another target.
 
 A client that keeps its connection sends the same headers with every GET. Once such a request has been through
-the parser, the next one that is equal to it but for the target is as well-formed as its target, and that saves more than
-half of what the worker itself costs a pixel.
+the parser, the next one that is equal to it but for the target is as well-formed as its target, and that saves more
+than half of what the worker itself costs a pixel.
 """
 
 import io

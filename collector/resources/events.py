@@ -107,6 +107,7 @@ class EventsResource:
     def _read(self, req: falcon.Request) -> bytes:
         try:
             body = read_body(req.env, self._max_body_bytes)
+            self._intake.count_body(len(body))
             encoding = req.env.get("HTTP_CONTENT_ENCODING", "")
             return decode_body(body, encoding, self._max_body_bytes) if encoding else body
         except TooLarge as exc:

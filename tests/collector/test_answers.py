@@ -11,6 +11,7 @@ import msgpack
 import pytest
 import zstandard
 
+from tests.services.child import wait_until
 from tests.services.collector import RunningCollector, stored_events
 
 CORPUS = Path(__file__).parents[1] / "vectors" / "corpus"
@@ -235,3 +236,46 @@ def test_a_hostile_body_gets_a_clear_answer_and_the_collector_lives_on(
     assert status in allowed, case["why"]
     assert (len(stored_events(collector.spool)) > before) is (status == 202)
     assert collector.get("/livez")[0] == 200
+
+
+def test_metrics_count_what_was_sent_and_who_is_connected(collector: RunningCollector) -> None:
+    def metric(name: str) -> float:
+        lines = collector.get("/metrics")[2].decode().splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+    body = json.dumps([GOOD, GOOD, {"bad": 1}]).encode()
+    names = [
+        'collector_events_total{outcome="accepted",source="json"}',
+        'collector_events_total{outcome="rejected",source="json"}',
+        'collector_answers_total{door="event",status="202"}',
+        "collector_body_bytes_total",
+    ]
+    before = [metric(name) for name in names]
+    collector.post(body)
+
+    assert [metric(name) - was for name, was in zip(names, before, strict=True)] == [2, 1, 1, len(body)]
+    connection = http.client.HTTPConnection("127.0.0.1", collector.port, timeout=10)
+    connection.connect()
+    wait_until(lambda: metric("collector_connections") >= 2, 5, "an idle connection is counted")
+    connection.close()
+
+
+def test_the_health_report_has_the_documented_items_and_figures(collector: RunningCollector) -> None:
+    status, headers, body = collector.get("/1.0/healthcheck?pretty=true")
+
+    report = json.loads(body)
+    assert status == 200
+    assert headers["Content-Type"] == "application/json; charset=UTF-8"
+    assert report["formatVersion"] == "1"
+    assert report["size"] == len(report["items"])
+    assert [item["type"] for item in report["items"]] == [
+        "WriterHealthCheck",
+        "ForwarderHealthCheck",
+        "DiskHealthCheck",
+    ]
+    writer = report["items"][0]
+    assert writer["code"] == "OK"
+    assert f"written: {writer['figures']['written']}, " in writer["message"]
+    assert report["items"][1]["code"] == "WARN"  # this collector has no forwarder
+    assert collector.get("/healthcheck")[0] == 200
+    assert collector.get("/readyz")[0] == 200
