@@ -20,7 +20,7 @@ from collector.metrics import Backlog, Counters
 from collector.problem import PROBLEM_TYPE, Headers, common_headers, problem
 from collector.resources.events import EventsResource, beacon_format, event_format
 from collector.resources.health import HealthcheckResource, LivenessResource, MetricsResource, ReadinessResource
-from collector.resources.pixel import PixelResource
+from collector.resources.pixel import PixelResource, PixelShortcut
 from collector.sender import sender_reader
 from collector.settings import Settings, load
 from spool.directory import SpoolDirectory
@@ -31,8 +31,16 @@ from spool.writer import SpoolWriter
 class CollectorApp:
     """The application of one process: Falcon's routes over one intake."""
 
-    def __init__(self, routes: falcon.App[Any, Any], intake: Intake, counters: Counters, settings: Settings) -> None:
+    def __init__(
+        self,
+        routes: falcon.App[Any, Any],
+        shortcuts: Mapping[str, PixelShortcut],
+        intake: Intake,
+        counters: Counters,
+        settings: Settings,
+    ) -> None:
         self._routes = routes
+        self._shortcuts = shortcuts
         self._intake = intake
         self._counters = counters
         http = settings.http
@@ -47,6 +55,13 @@ class CollectorApp:
         )
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        shortcut = self._shortcuts.get(environ["PATH_INFO"])
+        if shortcut is not None and environ["REQUEST_METHOD"] == "GET":
+            answer = shortcut.answer(environ, start_response)
+            if answer is not None:
+                if not environ["collector.held"]:  # filtered: what is held is counted when it is known how it ends
+                    self._counters.count_answer(environ["PATH_INFO"], "202")
+                return answer
         return self._routes(environ, start_response)
 
     def refusing(self) -> str | None:
@@ -141,4 +156,8 @@ def create_app(settings: Settings | None = None) -> CollectorApp:
     routes.add_route("/livez", LivenessResource())
     routes.add_route("/readyz", ReadinessResource(intake))
     routes.add_route("/metrics", MetricsResource(directory))
-    return CollectorApp(routes, intake, counters, settings)
+    shortcuts = {
+        "/1": PixelShortcut(intake, sender_of, base64=False),
+        "/2": PixelShortcut(intake, sender_of, base64=True),
+    }
+    return CollectorApp(routes, shortcuts, intake, counters, settings)

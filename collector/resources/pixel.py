@@ -1,8 +1,12 @@
 """``GET /1`` and ``GET /2``: one event in the query string, answered with a picture of one pixel."""
 
+from collections.abc import Callable
+from typing import Any
+
 import falcon
 
 from collector.intake import Intake, Unavailable
+from collector.problem import Headers, common_headers
 from collector.resources.answers import NOT_CACHED, PIXEL, malformed, preflight_headers, unavailable
 from collector.sender import SenderReader
 from formats.event import FormatError
@@ -42,3 +46,36 @@ class PixelResource:
         """Answer a preflight."""
         resp.status = falcon.HTTP_204
         resp.set_headers(preflight_headers("GET, OPTIONS"))
+
+
+class PixelShortcut:
+    """A good pixel answered without Falcon: the same reply as `PixelResource.on_get` gives, for less than half the CPU.
+
+    Only for a server that holds (``collector.held``), and only for what is accepted: `answer` returns None for
+    everything else, having done nothing, and the request takes the ordinary way.
+    """
+
+    def __init__(self, intake: Intake, sender_of: SenderReader, *, base64: bool) -> None:
+        self._intake = intake
+        self._sender_of = sender_of
+        self._base64 = base64
+        self._source = "get_v2" if base64 else "get_v1"
+        self._headers_without_origin = self._headers({})
+
+    def answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes] | None:
+        """Hold the event and start the reply, or None."""
+        held = environ.get("collector.held")
+        if held is None or self._intake.refusal() is not None:
+            return None
+        sender = self._sender_of(environ)
+        try:
+            event = parse_pixel(environ["QUERY_STRING"], base64=self._base64, sender=sender)
+        except FormatError:
+            return None
+        self._intake.accept(self._source, [event], sender, path=environ["PATH_INFO"], held=held)
+        headers = self._headers(environ) if "HTTP_ORIGIN" in environ else self._headers_without_origin
+        start_response(falcon.HTTP_202, headers)
+        return [PIXEL]
+
+    def _headers(self, environ: dict[str, Any]) -> Headers:
+        return [("Content-Type", "image/gif"), ("Cache-Control", NOT_CACHED), *common_headers(environ)]

@@ -1,0 +1,88 @@
+"""A pixel is answered and stored alike, whether it takes the shortcut or goes through Falcon."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from collector.app import CollectorApp, create_app
+from collector.intake import Held
+from collector.metrics import read_all
+from collector.settings import load
+from formats.envelope import decode_envelope
+
+QUERIES = [
+    "v=Hello,sWorld",
+    "v=Hello,",
+    "v=Caf%C3%A9,s%2541,xdate,xhost,xpath,xua,xip&date=1230865445006&gr=daily&t=123",
+    "v=E,810,d1.5,b1",
+    "v=Dropped,s",
+    "v=Hello",
+    "v=E,4x",
+    "",
+]
+HEADERS: list[dict[str, str]] = [
+    {},
+    {"HTTP_ORIGIN": "https://shop.example"},
+    {
+        "HTTP_ORIGIN": "null",
+        "HTTP_REFERER": "https://a.example/p?q",
+        "HTTP_USER_AGENT": "Mozilla",
+        "HTTP_ACCEPT": "*/*",
+    },
+]
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[CollectorApp]:
+    settings = {"COLLECTOR_SPOOL__PATH": str(tmp_path / "spool"), "COLLECTOR_FILTERS__EVENT_NAME": '["^Dropped$"]'}
+    app = create_app(load(None, settings | {"COLLECTOR_SPOOL__MIN_FREE_BYTES": "0"}))
+    yield app
+    app.close()
+
+
+def ask(wsgi: Any, path: str, query: str, headers: dict[str, str]) -> tuple[Any, list[Any]]:
+    """Status, headers and body of a reply; and what of the held record does not depend on the clock."""
+    held: list[Held] = []
+    environ = {
+        "REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": query, "SCRIPT_NAME": "",         "SERVER_NAME": "x", "SERVER_PORT": "80", "SERVER_PROTOCOL": "HTTP/1.1", "HTTP_HOST": "x",
+        "REMOTE_ADDR": "192.0.2.7", "wsgi.input": io.BytesIO(), "wsgi.errors": io.StringIO(), "wsgi.url_scheme": "http",
+        "collector.held": held, **headers,
+    }  # fmt: skip
+    started: list[Any] = []
+    body = b"".join(wsgi(environ, lambda status, headers, exc_info=None: started.append((status, headers))))
+    [(status, answered)] = started
+    answer = {name.lower(): value for name, value in answered if name.lower() != "content-length"}
+    records = []
+    for record in held:
+        [event] = decode_envelope(record.payload, bytes(16), 64)
+        fields = [field for field in event.payload if "xdate" not in query or field[0] != 2]
+        records.append((record.path, record.source, record.accepted, record.durability, event.name, fields))
+    return (status, answer, body), records
+
+
+@pytest.mark.parametrize("path", ["/1", "/2"])
+@pytest.mark.parametrize("query", QUERIES)
+@pytest.mark.parametrize("headers", HEADERS, ids=["plain", "origin", "browser"])
+def test_the_shortcut_and_falcon_give_the_same(
+    app: CollectorApp, path: str, query: str, headers: dict[str, str]
+) -> None:
+    assert ask(app, path, query, headers) == ask(app._routes, path, query, headers)
+
+
+def test_both_count_alike(app: CollectorApp, tmp_path: Path) -> None:
+    def counted(wsgi: Any) -> dict[str, int]:
+        before = read_all(tmp_path / "spool" / "_metrics").http
+        for query in ("v=Dropped,s", "v=E,4x", "v=Hello,"):
+            ask(wsgi, "/1", query, {})
+        after = read_all(tmp_path / "spool" / "_metrics").http
+        return {name: after[name] - before[name] for name in after if after[name] != before[name]}
+
+    assert counted(app) == counted(app._routes) == {
+        "events_total/get_v1/filtered": 1,
+        "events_total/get_v1/rejected": 1,
+        "answers_total/pixel/202": 1,
+        "answers_total/pixel/400": 1,
+    }  # fmt: skip
