@@ -47,10 +47,21 @@ def ask(wsgi: Any, path: str, query: str, headers: dict[str, str]) -> tuple[Any,
     """Status, headers and body of a reply; and what of the held record does not depend on the clock."""
     held: list[Held] = []
     environ = {
-        "REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": query, "SCRIPT_NAME": "",         "SERVER_NAME": "x", "SERVER_PORT": "80", "SERVER_PROTOCOL": "HTTP/1.1", "HTTP_HOST": "x",
-        "REMOTE_ADDR": "192.0.2.7", "wsgi.input": io.BytesIO(), "wsgi.errors": io.StringIO(), "wsgi.url_scheme": "http",
-        "collector.held": held, **headers,
-    }  # fmt: skip
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": path,
+        "QUERY_STRING": query,
+        "SCRIPT_NAME": "",
+        "SERVER_NAME": "x",
+        "SERVER_PORT": "80",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "REMOTE_ADDR": "192.0.2.7",
+        "HTTP_HOST": "x",
+        "wsgi.input": io.BytesIO(),
+        "wsgi.errors": io.StringIO(),
+        "wsgi.url_scheme": "http",
+        "collector.held": held,
+        **headers,
+    }
     started: list[Any] = []
     body = b"".join(wsgi(environ, lambda status, headers, exc_info=None: started.append((status, headers))))
     [(status, answered)] = started
