@@ -61,15 +61,15 @@ class Flusher:
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._directory = directory
-        self._forwarders = list(forwarders)
-        self._names = [each.name for each in forwarders]
+        self._working: list[Configured] = []  # those that have a queue
+        self._waiting = list(forwarders)  # for one that cannot be made now
         self._counters = counters
         self._counters_lock = threading.Lock()
         self._monotonic = monotonic
         self._wall_ns = wall_ns
         self._oddities = Oddities()
         self._ballast = Ballast(directory)
-        self._threads: list[LaneThread] = []
+        self._threads: dict[str, LaneThread] = {}
         self._salvage_at = self._measure_at = monotonic()
         self._complaints: set[str] = set()
 
@@ -81,11 +81,9 @@ class Flusher:
         try:
             with self._locked():
                 self._begin()
-                for each in self._forwarders:
-                    if each.flush.enabled:
-                        self._threads.append(LaneThread(each, self._status(each), self._lane, self._monotonic))
-                log.info("flusher started", extra={"forwarders": len(self._threads)})
+                log.info("flusher started", extra={"forwarders": len(self._working)})
                 while True:
+                    self._look_after_threads()  # first of all: handing out a long backlog takes seconds
                     self._tick()
                     if stop.wait(DISTRIBUTE_S):
                         break
@@ -103,7 +101,7 @@ class Flusher:
         with self._locked():
             self._begin()
             self._tick()
-            lanes = [self._lane(each, self._status(each)) for each in self._forwarders if each.flush.enabled]
+            lanes = [self._lane(each, self._status(each)) for each in self._working if each.flush.enabled]
             threads = [threading.Thread(target=each.drain, name=f"forward-{each.name}", daemon=True) for each in lanes]
             for thread in threads:
                 thread.start()
@@ -112,7 +110,7 @@ class Flusher:
             for lane in lanes:
                 if lane.death is not None:
                     log.error("forwarder thread died", extra={"forwarder": lane.name}, exc_info=lane.death)
-            return all(lane.delivered_all and lane.death is None for lane in lanes)
+            return not self._waiting and all(lane.delivered_all and lane.death is None for lane in lanes)
 
     # Start and end
 
@@ -135,35 +133,54 @@ class Flusher:
         with self._tolerating("sweep"):
             sweep_tmp(self._directory, oddities=self._oddities)
         self._salvage()
+        with self._tolerating("queues"):
+            self._start_queues()
+
+    def _start_queues(self) -> None:
+        """Take in the forwarders whose queue is there or can be made; the others wait for the next time."""
         known = set(self._directory.queues())
-        late = [each for each in self._forwarders if each.name not in known and each.flush.start == "now"]
-        early = [each for each in self._forwarders if each not in late]
-        for each in early:
-            start_queue(self._directory, each.name, start="oldest")
-        if early:  # what is sealed by now is not for those that start now
-            self._distribute([each.name for each in early])
+        late = [each for each in self._waiting if each.flush.start == "now" and each.name not in known]
+        for each in [each for each in self._waiting if each not in late]:
+            self._start_queue(each)
+        if late:
+            self._distribute()  # what is sealed by now is for those that are there by now
         for each in late:
-            start_queue(self._directory, each.name, start="now")
+            self._start_queue(each)
+
+    def _start_queue(self, configured: Configured) -> None:
+        with self._tolerating(f"queue of {configured.name}"):
+            start_queue(self._directory, configured.name, start=configured.flush.start)
+            self._waiting.remove(configured)
+            self._working.append(configured)
 
     def _end(self) -> None:
         """Stop the threads; give up on those that hang."""
-        for thread in self._threads:
+        for thread in self._threads.values():
             thread.stop()
         deadline = time.monotonic() + STOP_S
-        for thread in self._threads:
+        for thread in self._threads.values():
             thread.end(max(0.0, deadline - time.monotonic()))
         log.info("flusher stopped")
 
     # What it does again and again
 
+    def _look_after_threads(self) -> None:
+        for each in self._working:
+            if each.flush.enabled:
+                if each.name not in self._threads:
+                    self._threads[each.name] = LaneThread(each, self._status(each), self._lane, self._monotonic)
+                self._threads[each.name].look_after()
+
     def _tick(self) -> None:
-        handed_out = self._distribute(self._names)
-        for thread in self._threads:
-            thread.look_after(news=handed_out > 0)
+        if self._distribute():
+            for thread in self._threads.values():
+                thread.notify()
         now = self._monotonic()
         if now >= self._salvage_at:
             self._salvage_at = now + SALVAGE_S
             self._salvage()
+            with self._tolerating("queues"):
+                self._start_queues()
             with self._tolerating("ballast"):
                 self._ballast.refill()
         if now >= self._measure_at:
@@ -171,9 +188,10 @@ class Flusher:
                 self._measure()
             self._measure_at = self._monotonic() + max(SALVAGE_S, _MEASURE_SHARE * (self._monotonic() - now))
 
-    def _distribute(self, names: Sequence[str]) -> int:
+    def _distribute(self) -> int:
         handed_out = 0
         with self._tolerating("distribute"):
+            names = [each.name for each in self._working]
             handed_out = distribute(self._directory, names, ballast=self._ballast, oddities=self._oddities)
             self._count("segments_distributed_total", handed_out)
         return handed_out
@@ -195,7 +213,7 @@ class Flusher:
                             seen[entry.inode()] = entry.stat(follow_symlinks=False).st_size
         with self._counters_lock:
             self._counters.set("backlog_measured_bytes", sum(seen.values()))
-        for each in self._forwarders:
+        for each in self._working:
             if not each.flush.enabled:
                 queue = Queue(self._directory, each.name)
                 queue.refresh()

@@ -5,9 +5,7 @@
 Order:  one batch at a time; what is not available is sent again, for ever, before anything behind it.
 Crash:  anywhere before "acked", the next process sends the same batch again, first of all; so a kill repeats at most
         one batch, and nothing is skipped. Unlinks are done again.
-Deaths: "sending" counts the processes that began with this batch and were not heard of again. After three, children
-        of this process decode and send it first (trial.py), all of it and then in halves; a record that they die
-        of goes to quarantine undecoded. Where this process dies of that too, ten times, records are sent one by one.
+Deaths: "sending" counts the processes that began with this batch and were not heard of again: suspicion.py.
 States: ok; retrying (not available, or our own disk does not let us advance); stopped (every event fails, or the
         forwarder cannot be made): loudly, and tried again every minute.
 
@@ -23,14 +21,16 @@ from collections.abc import Callable
 from typing import Final
 
 from forwarders.backoff import Backoff
-from forwarders.batch import Batch, CannotQuarantine, Piece, QueueReader
+from forwarders.batch import Batch
 from forwarders.contract import Forwarder, Unavailable
 from forwarders.delivery import Delivery
 from forwarders.flush_settings import Configured, Names
 from forwarders.progress import Progress
+from forwarders.queue_reader import CannotQuarantine, QueueReader
 from forwarders.refusals import Refusals
 from forwarders.status import Gauges, State, StatusFile
-from forwarders.trial import decode_and_send, find_killers, survives
+from forwarders.suspicion import Suspicion
+from forwarders.trial import decode_and_send, survives
 from spool.cursor import Cursor, Range
 from spool.directory import SpoolDirectory, SpoolError
 from spool.quarantine import Quarantine
@@ -38,8 +38,6 @@ from spool.queue import Queue
 
 log = logging.getLogger(__name__)
 
-DEATHS_TRIAL: Final = 3
-DEATHS_MAX: Final = 10
 STOPPED_S: Final = 60.0
 IDLE_S: Final = 1.0  # other processes put replays into a queue without telling anybody
 _REASONS_REMEMBERED: Final = 100
@@ -89,6 +87,15 @@ class Lane:
         cursor = Cursor.open(self._queue.path / ".cursor", instance=directory.instance)
         self._progress = Progress(cursor, self._reader, forwarder=self.name, released=released, monotonic=monotonic)
         self._backoff = Backoff(uniform)
+        self._suspicion = Suspicion(
+            self.name,
+            self._reader,
+            self._progress,
+            self._refusals,
+            survived=lambda pieces: survives(
+                lambda: decode_and_send(pieces, self._names.choose, self._make), self._stopping.is_set
+            ),
+        )
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._forwarder: Forwarder | None = None
@@ -96,7 +103,6 @@ class Lane:
         self._delivery: Delivery | None = None
         self._again: tuple[Range, ...] | None = None  # the ranges the next batch must have
         self._repeated = False  # some of the batch may have arrived before
-        self._careful = 0  # so many records are tried one by one
         self._since: float | None = -math.inf  # what lies here at the start has waited for nobody knows how long
         self._not_before = -math.inf
         self._reasons: set[str] = set()
@@ -184,10 +190,11 @@ class Lane:
         """Set the batch that comes next, or return how long to wait for one."""
         self._queue.refresh()
         if self._again is not None:
-            self._batch = self._repeat(self._again)
-        elif self._careful:
-            self._batch = self._reader.next(max_records=1)
-            self._careful = self._careful if self._batch else 0
+            self._batch, self._repeated = self._suspicion.repeat(self._again), True
+            if self._batch is None:
+                self._again = None
+        elif self._suspicion.records_alone:
+            self._batch = self._suspicion.next()
         elif not self._reader.pending():
             self._since = None
         else:
@@ -251,7 +258,7 @@ class Lane:
         self._drop_forwarder()  # whatever state it is in
         if delivery.hopeless:
             self._batch = self._delivery = self._again = None
-            self._careful = 0
+            self._suspicion.records_alone = 0
             return self._stop("every event fails", reason)
         wait = self._backoff.failed()
         return self._wait(0.0 if drain or delivery.halved else wait, "retrying", reason)
@@ -280,7 +287,6 @@ class Lane:
         self._counters.add("damaged_ranges_total", batch.damaged)
         self._reader.advance(batch)
         self._progress.done(batch.ranges)
-        self._careful = max(0, self._careful - batch.records)
         self._batch = self._delivery = self._again = None
         self._repeated = False
         if delivery.events:
@@ -289,8 +295,6 @@ class Lane:
             self._reasons.clear()
             self._backoff.reset()
             self._status.put("ok")
-
-    # Batches that may be at fault
 
     def _resume(self, cursor: Cursor) -> None:
         """Take up what the cursor says."""
@@ -301,39 +305,6 @@ class Lane:
             self._reader.resume(cursor.last)
             if cursor.last.state == "sending":
                 self._again = cursor.last.ranges
-
-    def _repeat(self, ranges: tuple[Range, ...]) -> Batch | None:
-        """The batch with these ranges, without the records that processes die of."""
-        self._repeated = True
-        batch = self._reader.repeat(ranges)
-        deaths = self._progress.deaths
-        if deaths < DEATHS_TRIAL:
-            return batch
-        log.warning(
-            "processes died while this batch was sent",
-            extra={"forwarder": self.name, "deaths": deaths, "records": batch.records},
-        )
-        self._progress.attempt(batch.ranges, identical=False)  # a death during the trials counts too
-        if deaths < DEATHS_MAX:
-            killers, innocent = find_killers(batch.pieces, self._survived)
-        else:
-            killers, innocent = (batch.pieces[:1] if batch.records == 1 else []), False
-        for piece in killers:
-            log.error(
-                "processes die of a record, it goes to quarantine",
-                extra={"forwarder": self.name, "segment": piece.segment, "offset": piece.record.offset},
-            )
-            self._refusals.condemn(batch, piece, f"{deaths} processes in a row")
-        self._progress.survived()
-        if killers or innocent:
-            return batch
-        self._again = None
-        self._careful = batch.records
-        return self._reader.next(max_records=1)
-
-    def _survived(self, pieces: list[Piece]) -> bool:
-        """Whether a child survives decoding and sending these records."""
-        return survives(lambda: decode_and_send(pieces, self._names.choose, self._make), self._stopping.is_set)
 
     # The rest
 

@@ -10,7 +10,6 @@ from forwarders.backoff import BOUND_MAX_S, Backoff
 from forwarders.flush_settings import Configured
 from forwarders.lane import Lane
 from forwarders.status import StatusFile
-from spool.directory import SpoolError
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +39,19 @@ class LaneThread:
         self._lane: Lane | None = None
         self._thread: threading.Thread | None = None
 
-    def look_after(self, *, news: bool) -> None:
-        """Start the thread when it should run and does not. ``news``: there are new segments in the queue."""
+    def look_after(self) -> None:
+        """Start the thread when it should run and does not."""
         if self._lane is not None and self._thread is not None:
             if self._thread.is_alive():
-                if news:
-                    self._lane.notify()
                 return
             self._died(self._lane.death)
         if self._monotonic() >= self._start_at:
             self._start()
+
+    def notify(self) -> None:
+        """There are new segments in the queue."""
+        if self._lane is not None:
+            self._lane.notify()
 
     def stop(self) -> None:
         """Ask it to end after what is being sent."""
@@ -70,7 +72,7 @@ class LaneThread:
     def _start(self) -> None:
         try:
             self._lane = self._make_lane(self._configured, self._status)
-        except (OSError, SpoolError) as exc:
+        except Exception as exc:  # noqa: BLE001  whatever it is, it must not stop the others
             self._died(exc)
             return
         self._started_at = self._monotonic()

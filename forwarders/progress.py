@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from forwarders.batch import QueueReader
+from forwarders.queue_reader import QueueReader
 from spool.cursor import Cursor, Range, State
 
 log = logging.getLogger(__name__)

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from formats.envelope import encode_envelope, parse_event_id
 from formats.event import Event
-from forwarders.batch import Batch, CannotQuarantine, Piece
+from forwarders.batch import Batch, Piece
 from forwarders.delivery import Delivery
 from forwarders.flush_settings import Counters
+from forwarders.queue_reader import CannotQuarantine
 from spool.directory import SpoolError
 from spool.quarantine import Quarantine, RefusedRecord
 from spool.record import Origin

@@ -348,6 +348,34 @@ def test_a_forwarder_taken_out_of_the_settings_gets_nothing_more(directory: Spoo
     assert len(stays.ids) == 2
 
 
+def test_forwarders_that_start_now_together_both_get_what_nobody_else_is_to_get(directory: SpoolDirectory) -> None:
+    wanted = put(directory, [event(1)])
+    both = [Destination("one"), Destination("two")]
+    once(directory, *(configured(each, replace(WANTED, start="now")) for each in both))
+
+    assert [each.ids for each in both] == [wanted, wanted]
+
+
+def test_a_queue_that_cannot_be_made_keeps_nobody_waiting_and_is_made_later(
+    directory: SpoolDirectory, start: Callable[..., Process]
+) -> None:
+    """As on a full disk, which the others are to empty."""
+    clock = Clock()
+    there, new = Destination("there"), Destination("new")
+    in_the_way = directory.quarantine_root / "new"
+    in_the_way.touch()
+    wanted = put(directory, [event(1)])
+    start(configured(there), configured(new), monotonic=clock)
+    assert eventually(lambda: there.ids == wanted)
+    in_the_way.unlink()
+    clock.now += SALVAGE_S + 1
+    assert eventually(lambda: "new" in directory.queues())
+    more = put(directory, [event(2)])
+
+    assert eventually(lambda: new.ids == more)
+    assert eventually(lambda: there.ids == wanted + more)
+
+
 # Once
 
 

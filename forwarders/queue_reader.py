@@ -1,0 +1,318 @@
+"""Read a forwarder's queue: where it is, what waits, and the batches from there on.
+
+What cannot be read goes to quarantine here, for all forwarders once: damaged ranges, records that do not decode, files
+that are no segments. A segment that the disk does not give now (EIO, EACCES) is set aside for a minute, and the
+others go on.
+"""
+
+import errno
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from formats.event import Event
+from forwarders.batch import BEGIN, Batch, Piece, Position, decode_record
+from spool.cursor import MAX_RANGES, Mark, Range
+from spool.directory import SpoolError
+from spool.quarantine import Quarantine
+from spool.queue import Queue
+from spool.reader import Damage, Record, SegmentReader, SegmentUnreadable
+from spool.record import RECORD_HEADER_BYTES, RecordType, decode_record_header, seed_of
+
+log = logging.getLogger(__name__)
+
+ASIDE_S: Final = 60.0
+_SEAL_BYTES: Final = RECORD_HEADER_BYTES + 8
+_NOT_THE_SEGMENTS_FAULT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+
+class CannotQuarantine(Exception):
+    """Something belongs in quarantine, and quarantine cannot be written: nothing may advance past it."""
+
+
+class QueueReader:
+    """Where a forwarder is in its queue, and the batches from there on.
+
+    Owner: the forwarder's thread.
+    Memory: the batch it has given, and of a record that is cut over several batches the events still to come.
+    ``begun``: the segments that are partly done, and how far. ``finishing``: those that are done and still linked.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        quarantine: Quarantine,
+        *,
+        max_events: int,
+        max_bytes: int,
+        range_quarantined: Callable[[], None] = lambda: None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.queue = queue
+        self.begun: dict[str, Position] = {}
+        self.finishing: set[str] = set()
+        self._quarantine = quarantine
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._range_quarantined = range_quarantined
+        self._monotonic = monotonic
+        self._aside: dict[str, float] = {}
+        self._counted: set[str] = set()
+        self._counted_events = 0
+        self._cut: tuple[str, Record, list[Event]] | None = None
+
+    # Where it is
+
+    def resume(self, mark: Mark) -> None:
+        """Start from what the cursor says; a segment that is gone is done."""
+        for each in mark.ranges:
+            try:
+                size = (self.queue.path / each.segment).lstat().st_size
+            except FileNotFoundError:
+                continue
+            if mark.state == "sending":
+                self.begun[each.segment] = Position(each.from_offset, each.from_index)
+            elif each.to_offset >= size:
+                self.finishing.add(each.segment)
+            else:
+                self.begun[each.segment] = Position(each.to_offset, each.to_index)
+
+    def advance(self, batch: Batch) -> None:
+        """The batch is done: the next one begins behind it."""
+        for each in batch.ranges:
+            self.begun[each.segment] = Position(each.to_offset, each.to_index)
+        for segment in batch.finished:
+            self.begun.pop(segment, None)
+            self.finishing.add(segment)
+        if self._cut and self.begun.get(self._cut[0]) is None:
+            self._cut = None
+        self._counted.clear()
+        self._counted_events = 0
+
+    # How much waits
+
+    def pending(self) -> bool:
+        """Whether there is a segment to be read now."""
+        return next(self._segments(), None) is not None
+
+    def full(self) -> bool:
+        """Whether what waits is enough for a batch. Looks at the size of the queue, and at the seals of segments that
+        have come since the last batch; reads no records."""
+        if self.queue.size - sum(each.offset for each in self.begun.values()) >= self._max_bytes:
+            return True
+        while self._counted_events < self._max_events:
+            segment = self.queue.next_segment(self._counted | self.finishing | self._aside.keys())
+            if segment is None:
+                return False
+            self._counted.add(segment)
+            self._counted_events += self._events_in(segment)
+        return True
+
+    def _events_in(self, segment: str) -> int:
+        """How many events a segment holds, as its seal says; where it says nothing, enough for a batch."""
+        try:
+            with SegmentReader(self.queue.path / segment) as reader:
+                at = reader.size - _SEAL_BYTES
+                data = b"".join(reader.chunks(max(0, at), reader.size))
+                seal = decode_record_header(data, 0, seed_of(reader.header.uuid), offset=at)
+        except (OSError, SegmentUnreadable):
+            seal = None  # whatever is wrong with it is found by reading it
+        return seal.event_count if seal and seal.type == RecordType.SEAL else self._max_events
+
+    # Planning
+
+    def next(self, *, max_records: int | None = None) -> Batch | None:
+        """Plan the next batch; None when there is nothing to be read.
+
+        Errors: CannotQuarantine; OSError where no single segment is to blame (no descriptors, no memory).
+        """
+        batch = Batch()
+        for segment in self._segments():
+            room = self._take(batch, segment, max_records=max_records)
+            if not room or len(batch.ranges) >= self._max_ranges():
+                batch.full = True
+                break
+        return self._carry(batch) if batch.ranges else None
+
+    def repeat(self, ranges: Sequence[Range]) -> Batch:
+        """Plan the very batch that has these ranges, as far as its segments are there."""
+        batch = Batch()
+        for each in ranges:
+            until = Position(each.to_offset, each.to_index)
+            if until != (each.from_offset, each.from_index):
+                self._take(batch, each.segment, until=until)
+        return self._carry(batch)
+
+    def _max_ranges(self) -> int:
+        return max(1, MAX_RANGES - len(self._aside))  # those set aside may have to be carried
+
+    def _carry(self, batch: Batch) -> Batch:
+        """Add the place of segments that were begun and set aside: the cursor remembers one batch's ranges only."""
+        named = {each.segment for each in batch.ranges}
+        for segment, (offset, event) in self.begun.items():
+            if segment not in named:
+                batch.ranges.append(Range(segment, offset, event, offset, event))
+        return batch
+
+    def _segments(self) -> Iterator[str]:
+        """Segments to be read, those that are partly done first; each is asked for anew."""
+        now = self._monotonic()
+        self._aside = {segment: until for segment, until in self._aside.items() if until > now}
+        done = set(self.finishing)
+        for segment in list(self.begun):
+            if segment not in self._aside:
+                done.add(segment)
+                yield segment
+        while (found := self.queue.next_segment(done | self._aside.keys())) is not None:
+            done.add(found)
+            yield found
+
+    def _take(
+        self, batch: Batch, segment: str, *, until: Position | None = None, max_records: int | None = None
+    ) -> bool:
+        """Add to the batch what the segment gives; False when the batch is full."""
+        begin = position = self.begun.get(segment, BEGIN)
+        ended = False
+        room = True
+        plain = until is None and max_records is None
+        make = tuple.__new__
+        try:
+            with SegmentReader(self.queue.path / segment) as reader:
+                for found in self._found(reader, position):
+                    if until and Position(found[0], 0) >= until:
+                        break
+                    if isinstance(found, Damage):
+                        self._keep_damage(reader, found)
+                        batch.damaged += 1
+                        position = Position(found.end, 0)
+                        continue
+                    if plain and not position.event and self._add_whole(batch, segment, found):
+                        position = make(Position, (found.end, 0))
+                        continue
+                    start = position.event if found.offset == position.offset else 0
+                    if until:
+                        stop = until.event if found.offset == until.offset else found.event_count
+                    else:
+                        stop = start + self._room(batch, found, start, max_records)
+                    if stop > start:
+                        batch.add(Piece(segment, found, start, stop))
+                    if stop < found.event_count:
+                        position = Position(found.offset, stop)
+                        room = False
+                        break
+                    position = Position(found.end, 0)
+                else:
+                    position, ended = Position(reader.size, 0), True
+        except SegmentUnreadable as exc:
+            position, ended = self._keep_file(segment, str(exc)), True
+            batch.damaged += 1
+        except FileNotFoundError:
+            self.begun.pop(segment, None)
+            self.queue.lost(segment)
+            return True
+        except OSError as exc:
+            if exc.errno in _NOT_THE_SEGMENTS_FAULT:
+                raise
+            self._aside[segment] = self._monotonic() + ASIDE_S
+            log.warning("segment set aside", extra={"segment": segment, "error": str(exc), "for_s": ASIDE_S})
+        if ended:
+            batch.finished.append(segment)
+        if ended or position != begin:
+            batch.ranges.append(Range(segment, *begin, *position))
+        return room
+
+    def _add_whole(self, batch: Batch, segment: str, record: Record) -> bool:
+        """Add a record if there is room for all of it; what `_room` and `Batch.add` say, in a third of their time."""
+        count, size = record.event_count, len(record.payload)
+        if batch.count + count > self._max_events or batch.size + size > self._max_bytes or not count:
+            return False
+        batch.pieces.append(tuple.__new__(Piece, (segment, record, 0, count)))
+        batch.records += 1
+        batch.count += count
+        batch.size += size
+        return True
+
+    def _found(self, reader: SegmentReader, position: Position) -> Iterator[Record | Damage]:
+        """What the segment holds from a position on; a record that is being cut is not read again for each piece."""
+        offset = position.offset
+        if self._cut and self._cut[0] == reader.name and self._cut[1].offset == offset:
+            yield self._cut[1]
+            offset = self._cut[1].end
+        yield from reader.records(offset)
+
+    def _room(self, batch: Batch, record: Record, start: int, max_records: int | None) -> int:
+        """How many events of the record, from ``start`` on, the batch has room for: all, none, or, where they are
+        too many for any batch, as many as go in."""
+        left = record.event_count - start
+        if batch.records == max_records:
+            return 0
+        size = len(record.payload) * left // max(1, record.event_count)
+        if batch.count + left <= self._max_events and batch.size + size <= self._max_bytes:
+            return left
+        if batch.records:
+            return 0
+        return max(1, min(left, self._max_events, self._max_bytes * left // max(1, size)))
+
+    # Decoding
+
+    def decode(self, batch: Batch, choose: Callable[[list[Event]], list[Event]]) -> None:
+        """Turn the batch's payloads into its events, those that ``choose`` gives back. Errors: CannotQuarantine."""
+        pieces, batch.pieces = batch.pieces[::-1], []
+        current = pieces[-1].segment if pieces else ""
+        while pieces:
+            segment, record, start, stop = pieces.pop()  # each payload is let go as soon as it is decoded
+            if segment != current:
+                batch.ends.append((len(batch.events), current))
+                current = segment
+            events = self._events_of(segment, record)
+            if start or stop < record.event_count:
+                self._cut = (segment, record, events) if stop < record.event_count else None
+                events = events[start:stop]
+            chosen = choose(events)
+            batch.events += chosen
+            batch.skipped += len(events) - len(chosen)
+        batch.ends.append((len(batch.events), current))
+
+    def _events_of(self, segment: str, record: Record) -> list[Event]:
+        """The events of a record; none of one that does not decode, which is then in quarantine."""
+        if self._cut and self._cut[:2] == (segment, record):
+            return self._cut[2]
+        try:
+            events = decode_record(record)
+            if len(events) == record.event_count:
+                return events
+            error = f"its header says {record.event_count} events, it holds {len(events)}"
+        except Exception as exc:  # noqa: BLE001  a decoder must not stop the way out, whatever it raises
+            error = f"{type(exc).__name__}: {exc}"
+        self._keep_record(segment, record, error)
+        return []
+
+    # Quarantine
+
+    def _keep_damage(self, reader: SegmentReader, damage: Damage) -> None:
+        try:
+            is_new = self._quarantine.add_damage(reader, damage)
+        except (OSError, SpoolError) as exc:
+            raise CannotQuarantine(f"quarantine cannot be written: {exc}") from exc
+        if is_new:
+            self._range_quarantined()
+
+    def _keep_record(self, segment: str, record: Record, error: str) -> None:
+        damage = Damage(record.offset, record.end, f"the record does not decode: {error}", record.event_count)
+        try:
+            with SegmentReader(self.queue.path / segment) as reader:
+                self._keep_damage(reader, damage)
+        except (OSError, SegmentUnreadable) as exc:
+            raise CannotQuarantine(f"{segment}: {exc}") from exc
+
+    def _keep_file(self, segment: str, reason: str) -> Position:
+        path = self.queue.path / segment
+        try:
+            is_new = self._quarantine.add_file(path, reason=reason)
+            size = path.lstat().st_size
+        except (OSError, SpoolError) as exc:
+            raise CannotQuarantine(f"quarantine cannot be written: {exc}") from exc
+        if is_new:
+            self._range_quarantined()
+        return Position(size, 0)
