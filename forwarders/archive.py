@@ -169,7 +169,7 @@ class ArchiveForwarder:
                 _rename(draft, f"{self._root}/{directory}", file_stem(events) + self._suffix)
             self._sync_directories(groups)
         except OSError as exc:
-            raise Unavailable(f"archive: {exc.filename or self._root}: {exc.strerror or exc}") from exc
+            raise Unavailable(f"{self.name}: {exc.filename or self._root}: {exc.strerror or exc}") from exc
         finally:
             for draft in drafts:
                 with contextlib.suppress(OSError):  # most are renamed by now; the next start sweeps what stays

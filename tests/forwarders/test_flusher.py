@@ -181,6 +181,22 @@ def test_a_forwarder_that_is_down_slows_no_other(directory: SpoolDirectory, star
     assert len(queue_of(directory, "down")) == 5
 
 
+def test_waiting_for_the_next_attempt_delays_no_end(directory: SpoolDirectory, start: Callable[..., Process]) -> None:
+    down = Destination("down")
+
+    def asks_for_an_hour(_: Sequence[Event]) -> None:
+        raise Unavailable("down", retry_after_s=3600)
+
+    down.answer = asks_for_an_hour
+    put(directory, [event(1)])
+    process = start(configured(down))
+    assert eventually(lambda: down.sends)
+
+    assert process.stop() < 4
+    assert (process.code, len(down.sends)) == (0, 1)
+    assert down.closed == 1
+
+
 def test_a_thread_that_dies_is_started_again_and_seen_meanwhile(
     directory: SpoolDirectory, start: Callable[..., Process], caplog: pytest.LogCaptureFixture
 ) -> None:
