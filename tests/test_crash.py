@@ -10,6 +10,7 @@ import pytest
 CRASH_LOOP = Path(__file__).parents[1] / "scripts" / "crash_loop.py"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_no_event_is_lost_while_workers_flusher_and_master_are_killed_at_random() -> None:
     """100,000 events in batches of mixed size and format from 8 clients; ids tell repeats from events."""

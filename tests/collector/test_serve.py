@@ -16,6 +16,8 @@ import requests
 from tests.services.child import free_port, start, wait_for_port, wait_until
 from tests.services.collector import RunningCollector, archived_events, stored_events, to_toml
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

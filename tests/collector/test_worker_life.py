@@ -16,6 +16,8 @@ from tests.services.child import wait_until, wait_until_gone
 
 HOOKS = """
 import os
+
+pytestmark = pytest.mark.slow
 def note(name):
     with open(os.environ["STATE"] + "/hooks", "a") as file:
         file.write(name + "\\n")
