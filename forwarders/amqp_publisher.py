@@ -110,9 +110,12 @@ class Publisher:
             self._call(self._abort)
             raise Unavailable(reason) from exc
 
-    def publish(self, messages: Sequence[Message], timeout_s: float) -> Outcome:
-        """Publish all of them, mandatory, and wait until each is confirmed or the attempt has failed."""
-        attempt = _Attempt(messages)
+    def publish(self, count: int, message: Callable[[int], Message], timeout_s: float) -> Outcome:
+        """Publish ``message(0)`` to ``message(count - 1)``, mandatory, and wait for all confirms or a failure.
+
+        Each is made in the thread of the connection, when it can go out: the broker works on the ones before meanwhile.
+        """
+        attempt = _Attempt(count, message)
         with self._ending:
             if self._ended:
                 return Outcome(failure=self._failure)
@@ -207,11 +210,12 @@ class Publisher:
     def _publish_more(self, attempt: "_Attempt") -> None:
         """Publish until enough messages are waiting for their confirms."""
         exchange, publish = self._topology.exchange, self._channel.basic_publish
-        end = min(len(attempt.messages), attempt.settled + self._max_in_flight)
+        end = min(attempt.count, attempt.settled + self._max_in_flight)
         try:
-            for routing_key, body, properties in attempt.messages[attempt.published : end]:
+            while len(attempt.ids) < end:
+                routing_key, body, properties = attempt.message(len(attempt.ids))
                 publish(exchange, routing_key, body, properties, mandatory=True)
-                attempt.published += 1
+                attempt.ids.append(properties.message_id)
                 self._published += 1
         except AMQPError as exc:
             self._fail(_describe(exc))
@@ -228,9 +232,9 @@ class Publisher:
                 attempt.settled += 1
         if method.multiple:
             attempt.settled_before = last + 1
-        if attempt.settled == len(attempt.messages):
+        if attempt.settled == attempt.count:
             self._settle()
-        elif attempt.published < len(attempt.messages):
+        elif len(attempt.ids) < attempt.count:
             self._publish_more(attempt)
 
     def _on_return(self, _channel: object, _method: object, properties: pika.BasicProperties, _body: bytes) -> None:
@@ -240,7 +244,7 @@ class Publisher:
 
     def _on_timeout(self, timeout_s: float) -> None:
         if self._attempt:
-            settled, total = self._attempt.settled, len(self._attempt.messages)
+            settled, total = self._attempt.settled, self._attempt.count
             self._attempt.timer = None
             self._fail(f"{settled} of {total} messages were confirmed within {timeout_s:.3g} s")
         self._abort()  # it may be half open: nothing polite would be answered
@@ -284,27 +288,31 @@ class Publisher:
 
 
 class _Attempt:
-    """The messages of one `publish` and how far they are. ``settled_before``: every position below is settled."""
+    """The messages of one `publish` and how far they are.
 
-    def __init__(self, messages: Sequence[Message]) -> None:
-        self.messages = messages
+    ``ids``: the message_id of each that was published. ``settled_before``: every position below is settled.
+    """
+
+    def __init__(self, count: int, message: Callable[[int], Message]) -> None:
+        self.count = count
+        self.message = message
         self.outcome: Future[Outcome] = Future()
         self.timer: Any = None
         self.first_tag = 0
-        self.published = 0
+        self.ids: list[str] = []
         self.settled = 0
         self.settled_before = 0
-        self.states = bytearray(len(messages))
+        self.states = bytearray(count)
         self.returned: set[str] = set()
 
     def result(self, failure: str, code: int) -> Outcome:
         outcome = Outcome(failure=failure, code=code)
-        for position, (state, message) in enumerate(zip(self.states, self.messages, strict=True)):
-            if message.properties.message_id in self.returned:
+        for position, message_id in enumerate(self.ids):
+            if message_id in self.returned:
                 outcome.returned.append(position)
-            elif state == _CONFIRMED:
+            elif self.states[position] == _CONFIRMED:
                 outcome.confirmed.append(position)
-            elif state == _REJECTED:
+            elif self.states[position] == _REJECTED:
                 outcome.rejected.append(position)
         return outcome
 

@@ -69,8 +69,8 @@ class WriteEndpoint:
                 raise NoReply(_one_line(exc.reason)) from exc
             return Reply(exc.status, exc.body or "", (exc.headers or {}).get("Retry-After", ""))
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as exc:
-            reason = f"no answer within {timeout_s:.3g} s" if late.is_set() else _one_line(exc)
-            raise NoReply(reason) from exc
+            in_time = not late.is_set() and not isinstance(exc, urllib3.exceptions.TimeoutError)
+            raise NoReply(_one_line(exc) if in_time else "no answer in time") from exc
         finally:
             timer.cancel()
             timer.join()

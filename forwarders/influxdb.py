@@ -1,4 +1,4 @@
-"""Forward events to InfluxDB: one point per event, one request per batch.
+"""Forward events to InfluxDB: one point per event, one request per 5000 of them.
 
 Ack:    204 from the write endpoint of 2.x (``/api/v2/write``).
 Repeat: harmless; the same event is the same point, see line_protocol.py, which also says what a point looks like.
@@ -18,7 +18,8 @@ names of events share keys of different types, ``measurement = "{event}"`` keeps
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -35,8 +36,14 @@ from forwarders.contract import Refused, Unavailable
 from forwarders.influx_endpoint import NoReply, Reply, WriteEndpoint
 from forwarders.line_protocol import EventMapping, LineShaper
 
+POINTS_PER_REQUEST: Final = 5000
 HOUR_NS: Final = 3600 * 10**9
 REASON_MAX_CHARS: Final = 300
+
+#: What the flusher does by default for this forwarder: several requests, so that one is shaped while one is answered.
+FLUSH_DEFAULTS: Final = {"batch_max_events": 20_000, "batch_max_bytes": 16 * 1024 * 1024}
+
+Point = tuple[int, str]  # an event's position in the batch, and its line
 
 _ABOUT_LINES: Final = re.compile(r"partial write|unable to parse|type conflict|retention|parsing failed|max key length")
 _ABOUT_THE_REQUEST: Final = re.compile(r"\b(bucket|database|org|orgID|organization|precision)\b", re.IGNORECASE)
@@ -71,13 +78,6 @@ class Settings:
             raise ValueError("url: expected http[s]://host:port, with the token in token_file")
 
 
-class Point(NamedTuple):
-    """One event as a line, and its position in the batch."""
-
-    position: int
-    line: str
-
-
 class Rejection(NamedTuple):
     """The server does not take some line of a request. ``dropped``: how many, when it says so; else 0."""
 
@@ -86,7 +86,10 @@ class Rejection(NamedTuple):
 
 
 class InfluxForwarder:
-    """Writes batches through one connection. See the module."""
+    """Writes batches through one connection. See the module.
+
+    Thread: requests go out from one thread of its own, one at a time, so that points can be shaped meanwhile.
+    """
 
     identical_repeats = False
 
@@ -98,6 +101,7 @@ class InfluxForwarder:
         self._timeout_s = timeout_s
         self._shaper = shaper
         self._to_json = to_json
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="influxdb")
         self._deadline = 0.0
         self._body_max_bytes: float = float("inf")
         self._found: dict[str, str] = {}  # what was refused of a batch that could not be finished in time, by id
@@ -106,17 +110,16 @@ class InfluxForwarder:
         """See the contract; within ``timeout_s``."""
         self._deadline = time.monotonic() + self._timeout_s
         refused = {n: self._found[event.id] for n, event in enumerate(batch) if event.id in self._found}
-        points: list[Point] = []
-        for position, event in enumerate(batch):
-            if position not in refused:
-                try:
-                    points.append(Point(position, self._shaper.line(event, self._to_json.fields(event))))
-                except ValueError as exc:
-                    refused[position] = f"influxdb: {exc}"
+        in_flight: tuple[list[Point], Future[Rejection | None]] | None = None
         try:
-            rejection = self._write(points)
-            if rejection:
-                self._sort_out(points, rejection, refused)
+            for start in range(0, len(batch), POINTS_PER_REQUEST):
+                end = min(start + POINTS_PER_REQUEST, len(batch))
+                points = self._points(batch, range(start, end), refused)  # while the server reads the ones before
+                if in_flight:
+                    self._sort_out(in_flight[0], in_flight[1].result(), refused)
+                in_flight = points, self._sender.submit(self._write, points)
+            if in_flight:
+                self._sort_out(in_flight[0], in_flight[1].result(), refused)
         except Unavailable:
             self._found = {batch[n].id: reason for n, reason in refused.items() if batch[n].id}
             raise
@@ -126,15 +129,29 @@ class InfluxForwarder:
 
     def close(self) -> None:
         """Close the connection."""
+        self._sender.shutdown()
         self._endpoint.close()
+
+    def _points(self, batch: Sequence[Event], positions: Iterable[int], refused: dict[int, str]) -> list[Point]:
+        """Shape events; what cannot be a point is refused."""
+        points: list[Point] = []
+        for position in positions:
+            if position in refused:
+                continue
+            event = batch[position]
+            try:
+                points.append((position, self._shaper.line(event, self._to_json.fields(event))))
+            except ValueError as exc:
+                refused[position] = f"influxdb: {exc}"
+        return points
 
     def _sort_out(self, points: list[Point], rejection: Rejection | None, refused: dict[int, str]) -> None:
         """Find the refused ones among points of which one at least is, and see that the others are taken."""
-        # Side by side, events with the same types are often refused together: then a group is done with one request.
-        points.sort(key=_shape)
+        if rejection:
+            points.sort(key=_shape)  # what is refused together lies together: such a group is done with one request
         while rejection:
             bad, untested, last = self._isolate(points, rejection)
-            refused.update((point.position, last.reason) for point in bad)
+            refused.update((position, last.reason) for position, _ in bad)
             if not bad or (rejection.dropped == len(bad) and _in_one_shard(points)):
                 return  # the server has said that it took the others
             points = untested
@@ -169,7 +186,7 @@ class InfluxForwarder:
         """Write the points; None: the server has them all. Errors: Unavailable."""
         if not points:
             return None
-        body = "\n".join([point.line for point in points]).encode(errors="replace")
+        body = "\n".join([line for _, line in points]).encode(errors="replace")
         if len(body) > self._body_max_bytes and len(points) > 1:
             return self._write_halves(points)
         timeout_s = self._deadline - time.monotonic()
@@ -235,13 +252,13 @@ def _retry_after_s(value: str) -> float | None:
 
 def _shape(point: Point) -> str:
     """A line without the values of its fields: what its keys are and of which type."""
-    series_and_fields = point.line.rpartition(" ")[0]
+    series_and_fields = point[1].rpartition(" ")[0]
     return _NUMBER_VALUE.sub("=0", _STRING_VALUE.sub('=""', series_and_fields))
 
 
 def _in_one_shard(points: Sequence[Point]) -> bool:
     """Whether one shard holds all of them: of several, the server counts the drops of one. Shards are whole hours."""
-    return len({int(point.line.rpartition(" ")[2]) // HOUR_NS for point in points}) == 1
+    return len({int(line.rpartition(" ")[2]) // HOUR_NS for _, line in points}) == 1
 
 
 def from_settings(settings: Settings, *, name: str, to_json: EventJson, instance: str) -> InfluxForwarder:

@@ -96,8 +96,10 @@ class LineShaper:
         if not TIME_MIN_NS <= time_ns <= TIME_MAX_NS:
             raise Unwritable(f"its time, {event.time_ms} ms since 1970, is outside of the years 1677 to 2262")
         plan = self._plans.get(event.name, self._plain)
-        if dict in map(type, payload.values()):
-            payload = _flatten(payload, "", FLATTEN_DEPTH, {})
+        for value in payload.values():
+            if type(value) is dict:
+                payload = _flatten(payload, "", FLATTEN_DEPTH, {})
+                break
         return f"{plan.series(event, payload)} {plan.fields(payload)}count=1 {time_ns}"
 
 

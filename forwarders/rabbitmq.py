@@ -31,10 +31,11 @@ import logging
 import re
 import ssl
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Final, Literal
 
 import pika
 from msgspec import Meta
@@ -44,12 +45,12 @@ from formats.event_json import EventJson
 from forwarders.amqp_publisher import Message, Outcome, Publisher, Topology
 from forwarders.contract import Refused, Unavailable
 
-APP_ID = "collector"
-PERSISTENT = 2
 UNROUTABLE_TRIES = 3
 UNROUTABLE_PAUSE_S = 0.2  # for a binding that is being made just now
-ARRAY_MAX_BYTES = 1024 * 1024
 PRECONDITION_FAILED = 406
+
+#: What the flusher does by default for this forwarder: large batches, for the broker idles at the end of each.
+FLUSH_DEFAULTS: Final = {"batch_max_events": 10_000, "batch_max_bytes": 16 * 1024 * 1024}
 
 Seconds = Annotated[float, Meta(gt=0)]
 
@@ -85,47 +86,60 @@ class Settings:
         check_url(self.url)
 
 
-class Parcel(NamedTuple):
-    """A message, and the positions of its events in the batch."""
+class Properties(pika.BasicProperties):  # type: ignore[misc]
+    """What the module says about a message, as AMQP writes it: which properties there are, then each in AMQP's order.
 
-    positions: tuple[int, ...]
-    message: Message
+    pika puts them together piece by piece, which takes 6 of the 38 µs that a message costs; this takes 1.
+    """
+
+    def __init__(self, message_id: str, time_s: int, type: str) -> None:
+        self.message_id = message_id
+        timed = time_s >= 0  # AMQP has no time before 1970
+        self._encoded = b"".join(
+            (
+                _FLAGS_WITH_TIME if timed else _FLAGS,
+                _CONTENT_TYPE_AND_PERSISTENT,
+                _short_string(message_id),
+                time_s.to_bytes(8) if timed else b"",
+                _short_string(type),
+                _APP_ID,
+            )
+        )
+
+    def encode(self) -> list[bytes]:
+        """The name and shape by which pika asks for it."""
+        return [self._encoded]
 
 
-def parcel(events: Sequence[Event], positions: Sequence[int], lines: Mapping[int, bytes]) -> Parcel:
-    """Shape the events at ``positions``, all of one name, as one message."""
-    first = events[positions[0]]
-    body, message_id = lines[positions[0]], first.id
-    if len(positions) > 1:
-        body = b"[" + b",".join(lines[position] for position in positions) + b"]"
-        message_id = f"{first.id}+{len(positions) - 1}"
-    properties = pika.BasicProperties(
-        content_type="application/json",
-        delivery_mode=PERSISTENT,
-        message_id=message_id,
-        timestamp=first.time_ms // 1000 if first.time_ms >= 0 else None,  # AMQP has no time before 1970
-        type=first.name,
-        app_id=APP_ID,
-    )
-    return Parcel(tuple(positions), Message(first.name, body, properties))
+def _short_string(text: str) -> bytes:
+    encoded = text.encode()
+    return bytes((len(encoded),)) + encoded
 
 
-def parcels(events: Sequence[Event], lines: Mapping[int, bytes], events_per_message: int) -> list[Parcel]:
-    """Shape the events whose JSON is in ``lines``, by position; those of one name keep their order."""
+_FLAGS = 0x90A8.to_bytes(2)  # content_type, delivery_mode, message_id, type, app_id
+_FLAGS_WITH_TIME = 0x90E8.to_bytes(2)
+_CONTENT_TYPE_AND_PERSISTENT = _short_string("application/json") + b"\x02"
+_APP_ID = _short_string("collector")
+
+
+def message(events: Sequence[Event], to_json: EventJson) -> Message:
+    """Shape events of one name as one message; usually it is one event."""
+    first = events[0]
+    body, message_id = to_json.line(first), first.id
+    if len(events) > 1:
+        body = b"[%b]" % b",".join([to_json.line(event) for event in events])
+        message_id = f"{first.id}+{len(events) - 1}"
+    return Message(first.name, body, Properties(message_id, first.time_ms // 1000, first.name))
+
+
+def groups(events: Sequence[Event], positions: Iterable[int], events_per_message: int) -> list[tuple[int, ...]]:
+    """Which events go into one message, by their positions: some of one name, in their order."""
     if events_per_message == 1:
-        return [parcel(events, (position,), lines) for position in lines]
+        return [(position,) for position in positions]
     by_name: dict[str, list[int]] = {}
-    sizes: dict[str, int] = {}
-    done: list[Parcel] = []
-    for position, line in lines.items():
-        name = events[position].name
-        group = by_name.setdefault(name, [])
-        if len(group) == events_per_message or (group and sizes[name] + len(line) > ARRAY_MAX_BYTES):
-            done.append(parcel(events, group, lines))
-            group.clear()
-        sizes[name] = len(line) + (sizes[name] if group else 0)
-        group.append(position)
-    return done + [parcel(events, group, lines) for group in by_name.values()]
+    for position in positions:
+        by_name.setdefault(events[position].name, []).append(position)
+    return [each for name in by_name.values() for each in batched(name, events_per_message)]
 
 
 class RabbitForwarder:
@@ -157,29 +171,35 @@ class RabbitForwarder:
         """See the contract. At most one connection is waited for, plus ``confirm_timeout_s``."""
         self._confirmed.intersection_update([event.id for event in batch])
         todo = [n for n, event in enumerate(batch) if not event.id or event.id not in self._confirmed]
-        lines = {position: self._to_json.line(batch[position]) for position in todo}
-        waiting = parcels(batch, lines, self._settings.events_per_message)
+        waiting = groups(batch, todo, self._settings.events_per_message)
         refused: dict[int, str] = {}
         deadline: float | None = None
         tries = 0
         while waiting:
             publisher = self._connected()
             deadline = deadline or time.monotonic() + self._settings.confirm_timeout_s
-            outcome = publisher.publish([each.message for each in waiting], max(deadline - time.monotonic(), 0.001))
-            self._confirmed.update(batch[n].id for index in outcome.confirmed for n in waiting[index].positions)
+            timeout_s = max(deadline - time.monotonic(), 0.001)
+            outcome = publisher.publish(len(waiting), partial(self._message, batch, waiting), timeout_s)
+            self._confirmed.update(batch[n].id for index in outcome.confirmed for n in waiting[index])
             limit = _size_limit(outcome)
             if limit is not None:
-                waiting = self._shrink(batch, lines, _without(waiting, outcome.confirmed), limit, refused)
+                confirmed = set(outcome.confirmed)
+                left = [group for index, group in enumerate(waiting) if index not in confirmed]
+                waiting = self._shrink(batch, left, limit, refused)
                 continue
-            self._raise_if_unavailable(outcome, len(waiting))
+            if outcome.failure:
+                raise self._unavailable(outcome.failure)
+            if outcome.rejected:
+                rejected = f"{len(outcome.rejected)} of {len(waiting)} messages"
+                raise self._unavailable(f"{rejected} got a nack: is a queue full?")
             returned = [waiting[index] for index in outcome.returned]
-            taken = len(batch) - len(refused) - sum(len(each.positions) for each in returned)
+            taken = len(batch) - len(refused) - sum(map(len, returned))
             tries += 1
             if returned and not taken:
                 self._drop()  # the next connection declares the queue again
                 raise self._unavailable(f"no queue takes any of {len(batch)} events (unroutable)")
             if returned and tries == UNROUTABLE_TRIES:
-                refused.update((n, f"{self.broker}: unroutable") for each in returned for n in each.positions)
+                refused.update((n, f"{self.broker}: unroutable") for group in returned for n in group)
                 break
             waiting = returned
             if waiting:
@@ -210,36 +230,25 @@ class RabbitForwarder:
         if publisher is not None:
             publisher.close()
 
+    def _message(self, batch: Sequence[Event], waiting: Sequence[tuple[int, ...]], index: int) -> Message:
+        return message([batch[position] for position in waiting[index]], self._to_json)
+
     def _shrink(
-        self,
-        batch: Sequence[Event],
-        lines: Mapping[int, bytes],
-        waiting: Iterable[Parcel],
-        limit: int,
-        refused: dict[int, str],
-    ) -> list[Parcel]:
+        self, batch: Sequence[Event], waiting: Sequence[tuple[int, ...]], limit: int, refused: dict[int, str]
+    ) -> list[tuple[int, ...]]:
         """Take arrays above the broker's limit apart, and refuse events above it."""
-        shrunk: list[Parcel] = []
-        progress = False
-        for each in waiting:
-            if len(each.message.body) <= limit:
-                shrunk.append(each)
-            elif len(each.positions) > 1:
-                shrunk += [parcel(batch, (position,), lines) for position in each.positions]
-                progress = True
+        shrunk: list[tuple[int, ...]] = []
+        for index, group in enumerate(waiting):
+            size = len(self._message(batch, waiting, index).body)
+            if size <= limit:
+                shrunk.append(group)
+            elif len(group) > 1:
+                shrunk += [(position,) for position in group]
             else:
-                size = len(each.message.body)
-                refused[each.positions[0]] = f"{self.broker}: {size} bytes, the broker's max_message_size is {limit}"
-                progress = True
-        if not progress:
+                refused[group[0]] = f"{self.broker}: {size} bytes, the broker's max_message_size is {limit}"
+        if shrunk == waiting:
             raise self._unavailable(f"finds messages within its max_message_size of {limit} bytes too large")
         return shrunk
-
-    def _raise_if_unavailable(self, outcome: Outcome, total: int) -> None:
-        if outcome.failure:
-            raise self._unavailable(outcome.failure)
-        if outcome.rejected:
-            raise self._unavailable(f"{len(outcome.rejected)} of {total} messages got a nack: is a queue full?")
 
     def _unavailable(self, reason: str) -> Unavailable:
         return Unavailable(f"{self.broker}: {reason}")
@@ -251,9 +260,9 @@ def _size_limit(outcome: Outcome) -> int | None:
     return int(found[1]) if found and outcome.code == PRECONDITION_FAILED else None
 
 
-def _without(waiting: Sequence[Parcel], indexes: Iterable[int]) -> list[Parcel]:
-    gone = set(indexes)
-    return [each for index, each in enumerate(waiting) if index not in gone]
+def batched(positions: Sequence[int], size: int) -> Iterable[tuple[int, ...]]:
+    """Python 3.12's itertools.batched."""
+    return (tuple(positions[start : start + size]) for start in range(0, len(positions), size))
 
 
 def check_url(url: str) -> None:

@@ -339,7 +339,7 @@ def test_a_network_that_swallows_everything_is_unavailable_and_recovers(
     with forwarding(settings) as forwarder:
         forwarder.send(make_events(1))
         proxy.blackhole = True
-        with pytest.raises(Unavailable, match=r"no answer within 0\.5 s"):
+        with pytest.raises(Unavailable, match="no answer in time"):
             forwarder.send(make_events(10))
         proxy.blackhole = False
         send_until_taken(forwarder, make_events(10))
@@ -376,17 +376,17 @@ def test_one_bad_point_of_5000_takes_13_requests_more(scripted: Scripted, positi
     assert len(server.requests) - 1 <= 13
 
 
-@pytest.mark.parametrize("bad", [[0], [299], [17, 203], [0, 1, 298, 299], list(range(0, 300, 30)), list(range(300))])
+@pytest.mark.parametrize("bad", [[0], [99], [17, 63], [0, 1, 98, 99], list(range(0, 100, 10)), list(range(100))])
 def test_a_server_that_stores_nothing_of_a_bad_request_gets_all_good_lines(scripted: Scripted, bad: list[int]) -> None:
     server = scripted(whole)
-    events = numbers(300, bad=bad)
+    events = numbers(100, bad=bad)
     with forwarding(Settings(url=server.url)) as forwarder, pytest.raises(Refused) as caught:
         forwarder.send(events)
 
     stored = {line for request in server.requests if not any(map(is_bad, request.lines)) for line in request.lines}
     assert caught.value.positions == bad
-    assert len(stored) == 300 - len(bad)
-    assert len(server.requests) <= 1 + len(bad) * (math.ceil(math.log2(300)) + 1)
+    assert len(stored) == 100 - len(bad)
+    assert len(server.requests) <= 1 + len(bad) * (math.ceil(math.log2(100)) + 1)
 
 
 def test_a_mishap_costs_no_event(scripted: Scripted) -> None:
@@ -405,10 +405,10 @@ def test_a_search_that_takes_too_long_goes_on_where_it_was(scripted: Scripted) -
         return whole(request)
 
     server = scripted(slow)
-    bad = list(range(0, 120, 4))
+    bad = list(range(0, 60, 4))
     unfinished = 0
-    with forwarding(Settings(url=server.url, timeout_s=0.6)) as forwarder:
-        events = numbers(120, bad=bad)
+    with forwarding(Settings(url=server.url, timeout_s=0.4)) as forwarder:
+        events = numbers(60, bad=bad)
         while True:
             try:
                 forwarder.send(events)
@@ -504,7 +504,7 @@ def test_a_server_that_drips_does_not_outlast_the_time_limit(scripted: Scripted,
     started = time.monotonic()
     with (
         forwarding(Settings(url=server.url, timeout_s=0.3)) as forwarder,
-        pytest.raises(Unavailable, match=r"no answer within 0\.3 s"),
+        pytest.raises(Unavailable, match="no answer in time"),
     ):
         forwarder.send(make_events(2))
 

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pika
 import pytest
-from contract_suite import Destination, ForwarderContract, ids, make_events, send_until_taken
+from contract_suite import TIME_MS, Destination, ForwarderContract, ids, make_events, send_until_taken
 
 from formats.event import Event, Granularity, PayloadKind
 from formats.event_json import EventJson
 from forwarders.contract import Refused, Unavailable
-from forwarders.rabbitmq import RabbitForwarder, Settings, from_settings, parcels
+from forwarders.rabbitmq import RabbitForwarder, Settings, from_settings, groups, message
 from tests.services.child import wait_until
 from tests.services.rabbit import Rabbit, make_certificate
 from tests.services.tcp_proxy import TcpProxy
@@ -109,46 +110,46 @@ class TestRabbitmqContract(ForwarderContract):
 
 def test_a_message_is_the_event_with_its_id_and_name() -> None:
     (event,) = make_events(1, name="a.b #*é")
-    (parcel,) = parcels([event], {0: TO_JSON.line(event)}, 1)
+    routing_key, body, properties = message([event], TO_JSON)
 
-    assert parcel.positions == (0,)
-    assert parcel.message.routing_key == "a.b #*é"
-    assert json.loads(parcel.message.body)["id"] == event.id
-    properties = parcel.message.properties
-    assert (properties.message_id, properties.type) == (event.id, "a.b #*é")
-    assert (properties.delivery_mode, properties.content_type) == (2, "application/json")
-    assert (properties.timestamp, properties.app_id) == (event.time_ms // 1000, "collector")
+    assert routing_key == "a.b #*é"
+    assert json.loads(body)["id"] == event.id
+    assert properties.message_id == event.id
 
 
-def test_a_time_before_1970_is_left_out_of_the_properties() -> None:
-    event = Event("old", -1, Granularity.HOURLY, PayloadKind.JSON, b"{}", "json", 0, "x-40-0")
-    (parcel,) = parcels([event], {0: TO_JSON.line(event)}, 1)
+@pytest.mark.parametrize(("time_ms", "timestamp"), [(TIME_MS, TIME_MS // 1000), (999, 0), (-1, None)])
+def test_properties_are_what_pika_writes(time_ms: int, timestamp: int | None) -> None:
+    """A time before 1970 is left out: AMQP has none."""
+    name = "名" * 85
+    event = Event(name, time_ms, Granularity.HOURLY, PayloadKind.JSON, b"{}", "json", 0, "7f3a-40-0")
+    by_pika = pika.BasicProperties(
+        content_type="application/json",
+        delivery_mode=2,
+        message_id="7f3a-40-0",
+        timestamp=timestamp,
+        type=name,
+        app_id="collector",
+    )
 
-    assert parcel.message.properties.timestamp is None
-    assert json.loads(parcel.message.body)["eventDate"] == -1
+    assert b"".join(message([event], TO_JSON).properties.encode()) == b"".join(by_pika.encode())
 
 
-def test_arrays_hold_events_of_one_name_in_their_order() -> None:
+def test_groups_hold_events_of_one_name_in_their_order() -> None:
     events = make_events(7, name="a") + make_events(2, name="b")
     events = [events[n] for n in (0, 7, 1, 2, 3, 8, 4, 5, 6)]
-    lines = {n: TO_JSON.line(event) for n, event in enumerate(events)}
-    done = parcels(events, lines, 3)
 
-    assert [parcel.positions for parcel in done] == [(0, 2, 3), (4, 6, 7), (8,), (1, 5)]
-    assert [parcel.message.routing_key for parcel in done] == ["a", "a", "a", "b"]
-    for parcel in done:
-        body = json.loads(parcel.message.body)
-        found = [body] if isinstance(body, dict) else body
-        assert [each["id"] for each in found] == [events[n].id for n in parcel.positions]
-    assert done[0].message.properties.message_id == f"{events[0].id}+2"
-    assert done[2].message.properties.message_id == events[8].id
+    assert groups(events, range(9), 1) == [(n,) for n in range(9)]
+    assert groups(events, range(9), 3) == [(0, 2, 3), (4, 6, 7), (8,), (1, 5)]
+    assert groups(events, [8, 1], 3) == [(8,), (1,)]
 
 
-def test_an_array_ends_before_a_mebibyte() -> None:
-    events = [with_payload(event, b'{"text":"%s"}' % (b"x" * 400_000)) for event in make_events(5)]
-    done = parcels(events, {n: TO_JSON.line(event) for n, event in enumerate(events)}, 100)
+def test_several_events_are_an_array_named_by_the_first() -> None:
+    events = make_events(3, name="a")
+    routing_key, body, properties = message(events, TO_JSON)
 
-    assert [parcel.positions for parcel in done] == [(0, 1), (2, 3), (4,)]
+    assert routing_key == "a"
+    assert [each["id"] for each in json.loads(body)] == ids(events)
+    assert properties.message_id == f"{events[0].id}+2"
 
 
 # Settings
