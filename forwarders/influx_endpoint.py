@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import urllib3
 from influxdb_client import InfluxDBClient
 from influxdb_client.rest import ApiException
 from influxdb_client.service.write_service import WriteService
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, ReadTimeoutError
 
 
 class NoReply(Exception):
@@ -68,9 +68,10 @@ class WriteEndpoint:
             if not exc.status:
                 raise NoReply(_one_line(exc.reason)) from exc
             return Reply(exc.status, exc.body or "", (exc.headers or {}).get("Retry-After", ""))
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as exc:
-            in_time = not late.is_set() and not isinstance(exc, urllib3.exceptions.TimeoutError)
-            raise NoReply(_one_line(exc) if in_time else "no answer in time") from exc
+        except (HTTPError, OSError, ValueError) as exc:
+            # A refused connection is a ConnectTimeoutError too, of a kind of its own.
+            timed_out = isinstance(exc, ReadTimeoutError) or type(exc) is ConnectTimeoutError
+            raise NoReply("no answer in time" if late.is_set() or timed_out else _one_line(exc)) from exc
         finally:
             timer.cancel()
             timer.join()
