@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.collector.worker_server import Client, Server, get, post
 from tests.services.child import wait_until, wait_until_gone
 
+pytestmark = pytest.mark.slow
+
 HOOKS = """
 import os
-
-pytestmark = pytest.mark.slow
 def note(name):
     with open(os.environ["STATE"] + "/hooks", "a") as file:
         file.write(name + "\\n")

@@ -243,7 +243,8 @@ def test_a_batch_above_the_limit_on_file_sizes_does_not_stop_smaller_ones(
 @contextmanager
 def no_descriptors_left() -> Iterator[None]:
     taken = []
-    with limit(resource.RLIMIT_NOFILE, 64):
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    with limit(resource.RLIMIT_NOFILE, highest + 1):
         with suppress(OSError):
             while True:
                 taken.append(os.open("/dev/null", os.O_RDONLY))
