@@ -127,7 +127,7 @@ class _Plain:
 class ArchiveForwarder:
     """A directory on a local filesystem.
 
-    Owner:  one process per ``instance`` and path; others may archive into the same path.
+    Owner:  one thread per ``instance``, ``name`` and path; others may archive into the same path.
     Errors: Unavailable for whatever the disk says (full, read-only, no right, not mounted, damaged).
     """
 
@@ -147,7 +147,7 @@ class ArchiveForwarder:
         self._root = str(path)  # plain strings: pathlib took half of the time of a batch of many small files
         self._tmp = f"{path}/.tmp"
         self._line = to_json.line
-        self._instance = instance
+        self._draft = f"{instance}~{name}~"  # names hold no ~, so none is the beginning of another's
         self._suffix = suffix
         self._compressor = compressor
         self._swept = False
@@ -161,7 +161,7 @@ class ArchiveForwarder:
         try:
             self._prepare()
             for events in groups.values():
-                drafts.append(f"{self._tmp}/{self._instance}.{len(drafts)}")
+                drafts.append(f"{self._tmp}/{self._draft}{len(drafts)}")
                 self._write(drafts[-1], events)
             for draft in drafts:
                 _sync(draft, os.fdatasync)
@@ -186,7 +186,7 @@ class ArchiveForwarder:
         for above in Path(self._root).absolute().parents:  # some may be new; one that we may not read is not
             with contextlib.suppress(PermissionError):
                 _sync(str(above), os.fsync)
-        for left in Path(self._tmp).glob(f"{self._instance}.*"):
+        for left in Path(self._tmp).glob(f"{self._draft}*"):
             left.unlink(missing_ok=True)
         self._swept = True
 

@@ -34,8 +34,10 @@ from forwarders.contract import Forwarder, Unavailable
 NOON_MS = int(datetime(2026, 11, 22, 10, 15, 30, 999000, UTC).timestamp() * 1000)
 
 
-def archive(path: Path, compression: Compression = "none", *, instance: str = "a" * 32) -> ArchiveForwarder:
-    return from_settings(Settings(path, compression), name="archive", to_json=EventJson({}), instance=instance)
+def archive(
+    path: Path, compression: Compression = "none", *, instance: str = "a" * 32, name: str = "archive"
+) -> ArchiveForwarder:
+    return from_settings(Settings(path, compression), name=name, to_json=EventJson({}), instance=instance)
 
 
 def read(path: Path) -> list[dict[str, object]]:
@@ -259,7 +261,7 @@ def test_what_a_killed_process_left_half_written_is_swept_and_never_seen(tmp_pat
     assert exit_code_of(killed) == 9
     left = list((tmp_path / ".tmp").iterdir())
     seen = files(tmp_path)
-    other = tmp_path / ".tmp" / f"{'b' * 32}.0"  # a flusher of another spool archives into the same path
+    other = tmp_path / ".tmp" / left[0].name.replace("a" * 32, "b" * 32)  # of another spool's flusher
     other.touch()
     archive(tmp_path).send(make_events(5))
 
@@ -267,6 +269,24 @@ def test_what_a_killed_process_left_half_written_is_swept_and_never_seen(tmp_pat
     assert seen == []
     assert list((tmp_path / ".tmp").iterdir()) == [other]
     assert len(files(tmp_path)) == 1
+
+
+def test_two_forwarders_of_one_spool_may_share_a_path(tmp_path: Path) -> None:
+    """One for pages and one for errors, say: the second begins while the first is writing."""
+    pages, errors = make_events(20, name="page"), make_events(10, name="error")
+    second = archive(tmp_path, name="archive.errors")
+
+    class Meanwhile(EventJson):
+        def line(self, event: Event) -> bytes:
+            if event is pages[10]:
+                second.send(errors)
+            return super().line(event)
+
+    first = from_settings(Settings(tmp_path), name="archive", to_json=Meanwhile({}), instance="a" * 32)
+    first.send(pages)
+
+    found = [(e["eventName"], e["id"]) for f in files(tmp_path) for e in read(f)]
+    assert sorted(found) == sorted((e.name, e.id) for e in pages + errors)
 
 
 def test_a_process_killed_at_any_step_has_shown_whole_files_only(tmp_path: Path) -> None:
