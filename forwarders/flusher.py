@@ -69,6 +69,7 @@ class Flusher:
         self._wall_ns = wall_ns
         self._oddities = Oddities()
         self._ballast = Ballast(directory)
+        self._partly: dict[str, set[str]] = {}
         self._threads: dict[str, LaneThread] = {}
         self._salvage_at = self._measure_at = monotonic()
         self._complaints: set[str] = set()
@@ -192,7 +193,14 @@ class Flusher:
         handed_out = 0
         with self._tolerating("distribute"):
             names = [each.name for each in self._working]
-            handed_out = distribute(self._directory, names, ballast=self._ballast, oddities=self._oddities)
+            handed_out = distribute(
+                self._directory,
+                names,
+                ballast=self._ballast,
+                oddities=self._oddities,
+                released=lambda size: self._count("released_bytes_total", size),
+                partly=self._partly,
+            )
             self._count("segments_distributed_total", handed_out)
         return handed_out
 

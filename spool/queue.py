@@ -51,12 +51,15 @@ def distribute(
     ballast: Ballast | None = None,
     oddities: Oddities | None = None,
     released: Callable[[int], None] = lambda size: None,
+    partly: dict[str, set[str]] | None = None,
 ) -> int:
     """Hand every sealed segment in ``_spool`` to every forwarder; returns how many left ``_spool``.
 
     With no forwarder they stay. ``released`` is told the bytes of a segment that every forwarder had finished before
-    it was unlinked here, as `Queue.finish` returns them. Errors: OSError, SpoolError.
+    it was unlinked here, as `Queue.finish` returns them. ``partly``, to be kept between calls, remembers which queues
+    have had a segment that another cannot be given: they may have finished it. Errors: OSError, SpoolError.
     """
+    partly = {} if partly is None else partly
     oddities = oddities or Oddities()
     ballast = ballast or Ballast(directory)
     ballast.refill()
@@ -69,7 +72,7 @@ def distribute(
         linked = []
         for name in some:
             try:
-                if _hand_out(directory.sealed / name, queues, ballast, oddities):
+                if _hand_out(directory.sealed / name, queues, partly.setdefault(name, set()), ballast, oddities):
                     linked.append(name)
             except OSError as exc:
                 if not is_full(exc):
@@ -83,6 +86,7 @@ def distribute(
             with contextlib.suppress(FileNotFoundError):
                 if size := _unlink(directory.sealed / name):
                     released(size)
+            partly.pop(name, None)
         done += len(linked)
     if done:
         fsync_directory(directory.sealed)  # else a power cut brings back what is long finished
@@ -244,15 +248,18 @@ class Queue:
             return None  # finished by `forget`, or removed, just now
 
 
-def _hand_out(path: Path, queues: Sequence[Path], ballast: Ballast, oddities: Oddities) -> bool:
-    """Link one segment into every queue; False when it has to stay in ``_spool``."""
+def _hand_out(path: Path, queues: Sequence[Path], given: set[str], ballast: Ballast, oddities: Oddities) -> bool:
+    """Link one segment into every queue that is not in ``given``; False when it has to stay in ``_spool``."""
     for queue in queues:
+        if queue.name in given:
+            continue
         target = queue / path.name
         try:
             ballast.spend_on(functools.partial(os.link, path, target, follow_symlinks=False))
         except FileExistsError:
             with contextlib.suppress(FileNotFoundError):  # finished between the two looks: linked again the next time
                 if _same(path, target):
+                    given.add(queue.name)
                     continue
                 oddities.trouble(path, f"another segment of that name is in the queue of {queue.name}")
             return False
@@ -265,6 +272,7 @@ def _hand_out(path: Path, queues: Sequence[Path], ballast: Ballast, oddities: Od
                 raise
             oddities.trouble(path, f"not handed out: {exc}")
             return False
+        given.add(queue.name)
     return True
 
 

@@ -1,5 +1,6 @@
 """Queues are directories of hard links: handing out and finishing survive crashes, full disks and foreign hands."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -153,6 +154,36 @@ def test_a_segment_that_may_not_be_linked_waits_and_the_others_go_on(
     finally:
         subprocess.run(["chattr", "-i", stuck], check=True)
     assert distribute(directory, NAMES) == 1
+
+
+def test_a_queue_that_takes_no_links_has_the_others_sent_nothing_twice(
+    directory: SpoolDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that may not be written to, or a disk full for one more link: until then the others get on, once."""
+    path = write_segment(directory.sealed, [b"event"])
+    archive, rabbitmq = (Queue(directory, name) for name in NAMES)
+    partly: dict[str, set[str]] = {}
+    finished = []
+    link = os.link
+
+    def failing(source: Path, target: Path, **given: bool) -> None:
+        if target.parent.name == "rabbitmq":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+        link(source, target, **given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "link", failing)
+        for _ in range(3):
+            distribute(directory, NAMES, partly=partly)
+            finished += archive.segments()
+            for segment in archive.segments():
+                archive.finish(segment)
+    assert distribute(directory, NAMES, partly=partly) == 1
+
+    assert finished == [path.name]
+    assert archive.segments() == []
+    assert rabbitmq.segments() == [path.name]
+    assert partly == {}
 
 
 # A full disk
