@@ -64,6 +64,7 @@ def scripted() -> Iterator[Scripted]:
 
 
 def real(influx: Influx, bucket: str, **options: Any) -> Settings:
+    options.setdefault("measurement", "events")
     return Settings(url=influx.url, org="org", bucket=bucket, token_file=influx.token_file, **options)
 
 
@@ -125,6 +126,7 @@ class InfluxDestination:
             bucket=self._bucket,
             token_file=self._server.token_file,
             timeout_s=5,
+            measurement="events",
         )
         return Recording(from_settings(settings, name="influxdb", to_json=TO_JSON, instance=INSTANCE), self._sent)
 
@@ -335,7 +337,7 @@ def test_a_network_that_swallows_everything_is_unavailable_and_recovers(
 ) -> None:
     proxy = proxy_to(influx.port)
     url = f"http://127.0.0.1:{proxy.port}"
-    settings = Settings(url=url, bucket=bucket, token_file=influx.token_file, timeout_s=0.5)
+    settings = Settings(url=url, bucket=bucket, token_file=influx.token_file, timeout_s=0.5, measurement="events")
     with forwarding(settings) as forwarder:
         forwarder.send(make_events(1))
         proxy.blackhole = True
@@ -544,3 +546,22 @@ def _send_until_unavailable(forwarder: InfluxForwarder, batches: Sequence[Sequen
         except Unavailable:
             return number
     raise AssertionError(f"{len(batches)} batches were taken, nothing happened")
+
+
+@pytest.mark.server
+def test_by_default_names_of_events_do_not_disturb_each_other(influx: Influx, bucket: str) -> None:
+    """Field 1 of one pixel is a text, of another a number."""
+    values: list[tuple[str, Any]] = [("string", "a"), ("i32", 7), ("bool", True)]
+    pixels = [
+        Event(
+            f"Pixel{n}", TIME_MS, Granularity.HOURLY, PayloadKind.FIELDS, [(1, kind, value)], "get_v1", TIME_MS, f"a-40-{n}"
+        )
+        for n, (kind, value) in enumerate(values)
+    ]  # fmt: skip
+    settings = Settings(url=influx.url, bucket=bucket, token_file=influx.token_file)
+    with forwarding(settings) as forwarder:
+        forwarder.send(pixels)
+
+    for n, (_, value) in enumerate(values):
+        [row] = influx.query(f'SELECT "1", "count" FROM "Pixel{n}"', bucket)
+        assert (row["1"], row["count"]) == (value, 1)
