@@ -22,7 +22,8 @@ class FlushSettings:
     or when its oldest segment has waited for ``batch_max_age_s``.
 
     ``names``: which events it gets; patterns as in a shell (``*``, ``?``, ``[abc]``), one with ``!`` before it takes
-    away what others gave, and when all of them take away the rest is given. Others are counted as skipped.
+    away what others gave, and when all of them take away the rest is given. Others are counted as skipped. What a
+    person replays is sent whatever its name.
 
     ``start``, for a forwarder that has no queue yet: ``oldest`` gives it every segment that is still in another
     forwarder's queue or retained, and whatever comes. ``now`` gives it segments that are sealed after the flusher

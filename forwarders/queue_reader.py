@@ -15,6 +15,7 @@ from formats.event import Event
 from forwarders.batch import BEGIN, Batch, Piece, Position, decode_record
 from spool.cursor import MAX_RANGES, Mark, Range
 from spool.directory import SpoolError
+from spool.item import item_of_link
 from spool.quarantine import Quarantine
 from spool.queue import Queue
 from spool.reader import Damage, Record, SegmentReader, SegmentUnreadable
@@ -257,19 +258,21 @@ class QueueReader:
     # Decoding
 
     def decode(self, batch: Batch, choose: Callable[[list[Event]], list[Event]]) -> None:
-        """Turn the batch's payloads into its events, those that ``choose`` gives back. Errors: CannotQuarantine."""
+        """Turn the batch's payloads into its events, those that ``choose`` gives back, and all of a replay: a person
+        wants those sent, and they leave quarantine afterwards. Errors: CannotQuarantine."""
         pieces, batch.pieces = batch.pieces[::-1], []
         current = pieces[-1].segment if pieces else ""
+        replay = item_of_link(current) is not None
         while pieces:
             segment, record, start, stop = pieces.pop()  # each payload is let go as soon as it is decoded
             if segment != current:
                 batch.ends.append((len(batch.events), current))
-                current = segment
+                current, replay = segment, item_of_link(segment) is not None
             events = self._events_of(segment, record)
             if start or stop < record.event_count:
                 self._cut = (segment, record, events) if stop < record.event_count else None
                 events = events[start:stop]
-            chosen = choose(events)
+            chosen = events if replay else choose(events)
             batch.events += chosen
             batch.skipped += len(events) - len(chosen)
         batch.ends.append((len(batch.events), current))

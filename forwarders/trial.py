@@ -17,6 +17,7 @@ from formats.event import Event
 from forwarders.batch import Piece
 from forwarders.contract import Forwarder
 from forwarders.delivery import Delivery
+from spool.item import item_of_link
 
 TRIAL_S: Final = 60.0
 _ASK_S: Final = 0.01
@@ -53,7 +54,8 @@ def decode_and_send(
     events: list[Event] = []
     for piece in pieces:
         with contextlib.suppress(Exception):  # it does not decode, which is another matter
-            events += choose(piece.decode())
+            decoded = piece.decode()
+            events += decoded if item_of_link(piece.segment) else choose(decoded)
     forwarder, delivery = make(), Delivery(events)
     while not delivery.settled and not delivery.hopeless:
         delivery.attempt(forwarder.send)

@@ -215,6 +215,23 @@ def test_an_event_refused_again_after_a_replay_keeps_its_id(bench: Bench) -> Non
     assert item.description.attempts == 3
 
 
+def test_a_replay_is_sent_whatever_names_say_by_now(bench: Bench) -> None:
+    """It leaves quarantine afterwards: passed over, it would be nowhere."""
+    wanted = bench.put([event(1, "old")])
+    bench.destination.answer = refuses(*wanted)
+    bench.work()
+    bench.destination.answer = lambda _batch: None
+    (item,) = bench.quarantine.items("fake")
+    bench.quarantine.replay(item)
+    bench.flush_with(names=["*", "!old"])
+    bench.put([event(2, "old")])
+    bench.work()
+
+    assert bench.destination.ids == wanted
+    assert bench.quarantined() == []
+    assert bench.figures["skipped_events_total"] == 1
+
+
 def test_a_batch_repeated_after_a_crash_is_not_quarantined_twice(bench: Bench) -> None:
     wanted = bench.put([event(1), event(2)])
     (segment,) = bench.segments()
