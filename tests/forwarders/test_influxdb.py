@@ -554,7 +554,8 @@ def test_by_default_names_of_events_do_not_disturb_each_other(influx: Influx, bu
     values: list[tuple[str, Any]] = [("string", "a"), ("i32", 7), ("bool", True)]
     pixels = [
         Event(
-            f"Pixel{n}", TIME_MS, Granularity.HOURLY, PayloadKind.FIELDS, [(1, kind, value)], "get_v1", TIME_MS, f"a-40-{n}"
+            f"Pixel{n}", TIME_MS, Granularity.HOURLY, PayloadKind.FIELDS,
+            [(1, kind, value)], "get_v1", TIME_MS, f"a-40-{n}",
         )
         for n, (kind, value) in enumerate(values)
     ]  # fmt: skip
