@@ -31,6 +31,7 @@ from forwarders.refusals import Refusals
 from forwarders.status import Gauges, State, StatusFile
 from forwarders.suspicion import Suspicion
 from forwarders.trial import decode_and_send, survives
+from spool.ballast import Ballast
 from spool.cursor import Cursor, Range
 from spool.directory import SpoolDirectory, SpoolError
 from spool.quarantine import Quarantine
@@ -84,7 +85,8 @@ class Lane:
             range_quarantined=range_quarantined,
             monotonic=monotonic,
         )
-        cursor = Cursor.open(self._queue.path / ".cursor", instance=directory.instance)
+        path = self._queue.path / ".cursor"
+        cursor = Ballast(directory).spend_on(lambda: Cursor.open(path, instance=directory.instance))
         self._progress = Progress(cursor, self._reader, forwarder=self.name, released=released, monotonic=monotonic)
         self._backoff = Backoff(uniform)
         self._suspicion = Suspicion(

@@ -70,12 +70,12 @@ class LaneThread:
             )
 
     def _start(self) -> None:
+        self._started_at = self._monotonic()
         try:
             self._lane = self._make_lane(self._configured, self._status)
         except Exception as exc:  # noqa: BLE001  whatever it is, it must not stop the others
             self._died(exc)
             return
-        self._started_at = self._monotonic()
         self._thread = threading.Thread(target=self._lane.run, name=f"forward-{self._configured.name}", daemon=True)
         self._thread.start()
 

@@ -23,7 +23,9 @@ from forwarders import archive
 from forwarders.contract import Forwarder, Unavailable
 from forwarders.flush_settings import Configured, FlushSettings
 from forwarders.flusher import EXIT_LOCKED, SALVAGE_S, Flusher, Locked
-from forwarders.status import read_status
+from forwarders.lane import Lane
+from forwarders.lane_thread import LaneThread
+from forwarders.status import StatusFile, read_status
 from spool.directory import SpoolDirectory
 from spool.writer import SpoolWriter
 
@@ -231,6 +233,42 @@ def test_a_queue_that_cannot_be_used_is_tried_again(directory: SpoolDirectory, s
     cursor.rmdir()
 
     assert eventually(lambda: destination.ids == wanted)
+
+
+def test_a_thread_that_cannot_be_started_is_tried_less_and_less_often(directory: SpoolDirectory) -> None:
+    clock = Clock()
+    tries: list[float] = []
+
+    def fails(_configured: Configured, _status: StatusFile) -> Lane:
+        tries.append(clock.now)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    thread = LaneThread(configured(Destination()), StatusFile(directory.queue("fake")), fails, clock)
+    end = clock.now + 1000
+    while clock.now < end:
+        thread.look_after()
+        clock.now += 1
+
+    assert len(tries) < 30
+    assert tries[-1] - tries[-2] >= 60
+
+
+def test_a_new_forwarder_has_its_cursor_from_the_ballast_when_the_disk_is_full(
+    directory: SpoolDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it was handed would otherwise stay for ever, and so would the full disk."""
+    wanted = put(directory, [event(1)])
+    pwrite = os.pwrite
+
+    def full(descriptor: int, data: bytes, offset: int) -> int:
+        if (directory.tmp / "ballast").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+
+    assert once(directory, configured(destination := Destination()))
+    assert destination.ids == wanted
 
 
 def test_a_disabled_forwarder_keeps_its_queue_and_gets_more(
