@@ -21,22 +21,19 @@ def read_body(environ: Mapping[str, Any], max_bytes: int) -> bytes:
     """
     stream = environ["wsgi.input"]
     announced = environ.get("CONTENT_LENGTH", "")
-    try:
-        if announced:
-            length = int(announced)
-            if length > max_bytes:
-                raise TooLarge
-            body = _read_up_to(stream, length)
-            if len(body) != length:
-                raise BodyError(f"the body ends after {len(body)} of {length} bytes")
-        elif environ.get("wsgi.input_terminated") or environ.get("HTTP_TRANSFER_ENCODING"):
-            body = _read_up_to(stream, max_bytes + 1)
-            if len(body) > max_bytes:
-                raise TooLarge
-        else:
-            body = b""
-    except (OSError, EOFError) as exc:  # gunicorn's own: NoMoreData, ChunkMissingTerminator, InvalidChunkSize
-        raise BodyError("the body breaks off or is not chunked as announced") from exc
+    if announced:
+        length = int(announced)
+        if length > max_bytes:
+            raise TooLarge
+        body = _read_up_to(stream, length)
+        if len(body) != length:
+            raise BodyError(f"the body ends after {len(body)} of {length} bytes")
+    elif environ.get("wsgi.input_terminated") or environ.get("HTTP_TRANSFER_ENCODING"):
+        body = _read_up_to(stream, max_bytes + 1)
+        if len(body) > max_bytes:
+            raise TooLarge
+    else:
+        body = b""
     return body
 
 
@@ -44,7 +41,10 @@ def _read_up_to(stream: Any, limit: int) -> bytes:
     pieces: list[bytes] = []
     left = limit
     while left:
-        piece = stream.read(min(left, _PIECE))
+        try:
+            piece = stream.read(min(left, _PIECE))
+        except Exception as exc:  # every server has its own for what a client sends wrongly; gunicorn's are no OSError
+            raise BodyError("the body breaks off or is not chunked as announced") from exc
         if not piece:
             break
         pieces.append(piece)
