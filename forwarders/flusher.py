@@ -168,9 +168,10 @@ class Flusher:
     def _look_after_threads(self) -> None:
         for each in self._working:
             if each.flush.enabled:
-                if each.name not in self._threads:
-                    self._threads[each.name] = LaneThread(each, self._status(each), self._lane, self._monotonic)
-                self._threads[each.name].look_after()
+                with self._tolerating(f"queue of {each.name}"):
+                    if each.name not in self._threads:
+                        self._threads[each.name] = LaneThread(each, self._status(each), self._lane, self._monotonic)
+                    self._threads[each.name].look_after()
 
     def _tick(self) -> None:
         if self._distribute():

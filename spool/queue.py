@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from spool.ballast import Ballast, is_full
-from spool.directory import DIRECTORY_MODE, SEALED_SUFFIX, SpoolDirectory, fsync_directory
+from spool.directory import DIRECTORY_MODE, SEALED_SUFFIX, SpoolDirectory, SpoolError, fsync_directory
 from spool.item import item_of_link
 from spool.oddities import Oddities
 from spool.quarantine import Quarantine
@@ -57,13 +57,14 @@ def distribute(
 
     With no forwarder they stay. ``released`` is told the bytes of a segment that every forwarder had finished before
     it was unlinked here, as `Queue.finish` returns them. ``partly``, to be kept between calls, remembers which queues
-    have had a segment that another cannot be given: they may have finished it. Errors: OSError, SpoolError.
+    have had a segment that another cannot be given: they may have finished it. Errors: OSError.
     """
     partly = {} if partly is None else partly
     oddities = oddities or Oddities()
     ballast = ballast or Ballast(directory)
     ballast.refill()
-    queues = [directory.queue(name) for name in forwarder_names]
+    wanted = list(forwarder_names)
+    queues = _usable(directory, wanted, oddities)
     if not queues:
         return 0
     names = iter(oddities.regular_files(directory.sealed, SEALED_SUFFIX))
@@ -72,15 +73,16 @@ def distribute(
         linked = []
         for name in some:
             try:
-                if _hand_out(directory.sealed / name, queues, partly.setdefault(name, set()), ballast, oddities):
+                given = _hand_out(directory.sealed / name, queues, partly.setdefault(name, set()), ballast, oddities)
+                if given and len(queues) == len(wanted):
                     linked.append(name)
             except OSError as exc:
                 if not is_full(exc):
                     raise
                 full = True
-                log.warning("disk full, segments wait to be handed out", extra={"segment": name})
+                oddities.trouble(directory.sealed / name, "the disk is full, it waits to be handed out")
                 break
-        for queue in queues:
+        for queue in queues if linked else ():
             fsync_directory(queue)
         for name in linked:
             with contextlib.suppress(FileNotFoundError):
@@ -246,6 +248,17 @@ class Queue:
             return os.lstat(f"{self.path}/{name}").st_size  # half of what joining paths costs, 50,000 times
         except FileNotFoundError:
             return None  # finished by `forget`, or removed, just now
+
+
+def _usable(directory: SpoolDirectory, names: Iterable[str], oddities: Oddities) -> list[Path]:
+    """The queues that can be used; for the others segments wait in ``_spool``."""
+    queues = []
+    for name in names:
+        try:
+            queues.append(directory.queue(name))
+        except SpoolError as exc:
+            oddities.trouble(directory.queue_root / name, f"nothing is handed out to it: {exc}")
+    return queues
 
 
 def _hand_out(path: Path, queues: Sequence[Path], given: set[str], ballast: Ballast, oddities: Oddities) -> bool:

@@ -235,6 +235,21 @@ def test_a_queue_that_cannot_be_used_is_tried_again(directory: SpoolDirectory, s
     assert eventually(lambda: destination.ids == wanted)
 
 
+def test_a_queue_that_is_refused_holds_up_no_other(directory: SpoolDirectory, start: Callable[..., Process]) -> None:
+    """Somebody let everybody write to it."""
+    good, bad = Destination("good"), Destination("bad")
+    directory.queue("bad").chmod(0o777)
+    start(configured(bad), configured(good))
+    wanted = put(directory, [event(1)])
+    assert eventually(lambda: good.ids == wanted)
+    assert bad.ids == []
+    (directory.queue_root / "bad").chmod(0o750)
+
+    assert eventually(lambda: bad.ids == wanted)
+    assert eventually(lambda: not list(directory.sealed.iterdir()))
+    assert good.ids == wanted
+
+
 def test_a_thread_that_cannot_be_started_is_tried_less_and_less_often(directory: SpoolDirectory) -> None:
     clock = Clock()
     tries: list[float] = []
