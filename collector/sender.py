@@ -11,6 +11,8 @@ from formats.pixel import Sender
 #: Reads a WSGI environ.
 SenderReader = Callable[[Mapping[str, Any]], Sender]
 
+REMEMBERED_CHARS = 256  # some ten hops; a header may be 64 KiB, and thousands of those would stay in memory
+
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -43,8 +45,7 @@ def client_ip_finder(trusted_proxies: Sequence[str]) -> Callable[[str, str], str
     def trusted(address: _Address) -> bool:
         return any(address.version == network.version and address in network for network in networks)
 
-    @lru_cache(maxsize=8192)  # a browser comes back with the same two texts; parsing them costs 5 µs
-    def client_ip(peer: str, forwarded_for: str) -> str:
+    def find(peer: str, forwarded_for: str) -> str:
         peer_address = _address(peer) if peer else None
         if forwarded_for and (not peer or (peer_address and trusted(peer_address))):
             hops = [hop for hop in forwarded_for.split(",") if hop.strip()]
@@ -57,6 +58,12 @@ def client_ip_finder(trusted_proxies: Sequence[str]) -> Callable[[str, str], str
             if hops:
                 return str(_address(hops[0]))
         return str(peer_address) if peer_address else ""
+
+    remembered = lru_cache(maxsize=8192)(find)  # a browser comes back with the same two texts; parsing costs 5 µs
+
+    def client_ip(peer: str, forwarded_for: str) -> str:
+        short = len(forwarded_for) <= REMEMBERED_CHARS
+        return remembered(peer, forwarded_for) if short else find(peer, forwarded_for)
 
     return client_ip
 

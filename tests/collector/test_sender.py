@@ -1,5 +1,7 @@
 """The client's address is the first that no trusted proxy can have written."""
 
+import tracemalloc
+
 import pytest
 
 from collector.sender import client_ip_finder, sender_reader
@@ -51,3 +53,16 @@ def test_a_sender_is_read_from_the_environ() -> None:
 
     assert (sender.referer, sender.user_agent, sender.client_ip) == ("http://a.example/p", "ua", "1.2.3.4")
     assert sender.received_ms > 1_700_000_000_000
+
+
+def test_long_headers_are_not_remembered() -> None:
+    client_ip = client_ip_finder(PRIVATE)
+    tracemalloc.start()
+    try:
+        for i in range(100):
+            assert client_ip("127.0.0.1", "x" * 60_000 + f"{i}, 1.2.3.4") == "1.2.3.4"
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert held < 100_000
