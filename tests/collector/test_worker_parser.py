@@ -1,5 +1,6 @@
 """The requests that come out of the parser do not depend on how the bytes were cut."""
 
+import tracemalloc
 from itertools import pairwise
 
 import uvloop
@@ -88,3 +89,23 @@ def test_a_repeated_head_gives_what_the_parser_gives(headers: list[bytes], first
     if environ is not None:
         environ.pop("wsgi.input")
         assert ([(environ, True, b"")], None) == (expected, refusal)
+
+
+def test_a_body_in_tiny_chunks_takes_no_more_memory_than_its_bytes() -> None:
+    """A chunk of two bytes would be an object of 35; what is counted as buffered has to be what is held."""
+    loop = uvloop.new_event_loop()
+    parser = RequestParser(Hub(plain, Limits(), loop, None), {"SERVER_PROTOCOL": HTTP_11})
+    parser.feed(request(b"POST /c HTTP/1.1", [b"Transfer-Encoding: chunked"]))
+    tracemalloc.start()
+    try:
+        for _ in range(200):
+            parser.feed(b"2\r\nab\r\n" * 1000)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        loop.close()
+
+    assert parser.body_bytes == 400_000
+    assert held < 2 * 400_000
+    parser.feed(b"0\r\n\r\n")
+    assert parser.ready[0][0]["wsgi.input"].read() == b"ab" * 200_000
