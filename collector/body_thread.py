@@ -1,4 +1,4 @@
-"""The one thread that handles large bodies, so that decoding 8 MiB does not stop everybody else.
+"""The one thread that handles large and compressed bodies, so that decoding 8 MiB does not stop everybody else.
 
 It runs the application and makes the reply; the commit and the sending stay on the loop. Started at the first
 large body.
@@ -32,21 +32,25 @@ class BodyThread:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self.pending = 0  # submitted, and not yet back on the loop
+        self._large = 0  # of these, those above thread_body_bytes
 
     def submit(self, connection: "Connection", environ: Environ, keep_alive: bool, body_bytes: int) -> bool:
-        """Queue a request; its reply comes to ``connection.answered``. False: too many are waiting."""
+        """Queue a request; its reply comes to ``connection.answered``. False: too many large ones are waiting."""
         hub = self._hub
-        if self.pending >= hub.limits.thread_queue:
+        large = body_bytes > hub.limits.thread_body_bytes
+        if large and self._large >= hub.limits.thread_queue:
             return False
         if self._thread is None:
             sys.setswitchinterval(SWITCH_INTERVAL_S)
             self._thread = threading.Thread(target=self._run, name="large-bodies", daemon=True)
             self._thread.start()
         self.pending += 1
+        self._large += large
         hub.buffered_bytes += body_bytes
 
         def back(held: list[Any], reply: bytes, stays: bool) -> None:
             self.pending -= 1
+            self._large -= large
             hub.buffered_bytes -= body_bytes
             connection.answered(environ, held, reply, stays, keep_alive)
 

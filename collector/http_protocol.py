@@ -168,7 +168,9 @@ class Connection(asyncio.Protocol):
         parser = self._parser
         while parser.ready and not (self._busy or self._write_paused or self.closing):
             environ, keep_alive, body_bytes = parser.ready.popleft()
-            if body_bytes > self._hub.limits.thread_body_bytes:
+            if body_bytes > self._hub.limits.thread_body_bytes or (
+                body_bytes and "HTTP_CONTENT_ENCODING" in environ  # 16 KiB of gzip may be 8 MiB of events
+            ):
                 self._hand_over(environ, keep_alive, body_bytes)
             else:
                 self._serve(environ, keep_alive)

@@ -15,8 +15,8 @@ class Limits:
     max_headers: int = 100  # trailers counted too
     max_header_bytes: int = 64 * 1024  # all of a request's, chunk extensions and trailers counted too
     max_buffered_bytes: int = 256 * 1024 * 1024  # all bodies a worker is holding; beyond: 503
-    thread_body_bytes: int = 64 * 1024  # a larger body is handled in the helper thread
-    thread_queue: int = 64  # bodies waiting for that thread; beyond: 503
+    thread_body_bytes: int = 64 * 1024  # a larger body is handled in the helper thread, and every compressed one
+    thread_queue: int = 64  # larger bodies waiting for that thread; beyond: 503
     header_timeout_s: float = 10.0
     body_timeout_s: float = 30.0  # and a second more for every body_min_bytes_per_s that came
     body_min_bytes_per_s: int = 1024

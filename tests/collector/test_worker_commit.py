@@ -162,6 +162,29 @@ def test_a_large_body_does_not_stop_other_connections(server: Server) -> None:
     assert server.held() == ["small", "large", "behind"]
 
 
+def test_a_small_compressed_body_may_be_a_large_one_and_does_not_stop_others_either(server: Server) -> None:
+    (server.state / "gate").touch()
+    with server.client() as compressed, server.client() as small:
+        compressed.send(post(b"x", "/wait?compressed", "Content-Encoding: gzip"))
+        wait_until(lambda: server.lines("waiting") == ["compressed"])
+
+        assert small.ask(get("/hold?small")).status == 202
+        (server.state / "gate").unlink()
+        assert compressed.reply().status == 202
+
+
+def test_small_compressed_bodies_are_never_too_many(tmp_path: Path) -> None:
+    with Server(tmp_path, limits={"thread_queue": 2}) as server:
+        (server.state / "gate").touch()
+        clients = [server.client() for _ in range(5)]
+        for i, client in enumerate(clients):
+            client.send(post(b"x", f"/wait?{i}", "Content-Encoding: gzip"))
+        wait_until(lambda: server.lines("waiting") == ["0"])
+        (server.state / "gate").unlink()
+
+        assert [client.reply().status for client in clients] == [202] * 5
+
+
 def test_the_pipeline_behind_a_large_body_waits_and_keeps_its_order(server: Server) -> None:
     with server.client() as client:
         client.send((post(b"x" * LARGE, "/length") + get("/length") + post(b"y" * 10, "/length")) * 10)
