@@ -1,6 +1,7 @@
 """The README's commands do what it says beside them."""
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def commands() -> list[tuple[str, int]]:
     return found
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_every_command_in_the_readme_is_answered_as_it_says(tmp_path: Path) -> None:
     archive = {"path": str(tmp_path / "events"), "batch_max_age_s": 0.2}
     spool = {"segment_max_age_s": 0.2}

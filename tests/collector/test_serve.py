@@ -17,6 +17,7 @@ from tests.services.child import free_port, start, wait_for_port, wait_until
 from tests.services.collector import RunningCollector, archived_events, stored_events, to_toml
 
 pytestmark = pytest.mark.slow
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,6 +75,7 @@ def takes_events(collector: RunningCollector) -> bool:
         return False
 
 
+@needs_curl
 def test_it_says_where_it_listens_where_events_go_and_what_to_try(collector: RunningCollector) -> None:
     wait_until(lambda: "try " in collector.log.read_text(), what="the welcome")
     said = collector.log.read_text()
@@ -179,6 +181,17 @@ def serve(base: Path, tables: dict[str, dict[str, object]]) -> subprocess.Comple
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
+def test_two_share_a_spool_and_the_second_flusher_is_explained(collector: RunningCollector, tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    second = RunningCollector(tmp_path / "second", spool={"path": str(collector.spool)})
+    explained = 'child=flusher status="exit 75: another flusher works on this spool'
+
+    with second:
+        wait_until(lambda: explained in second.log.read_text(), what="the reason in the log")
+        assert takes_events(second)
+        wait_until(lambda: archived_events(collector.base / "events"), what="the event in the first one's archive")
+
+
 def test_a_port_in_use_is_one_sentence_and_exit_1(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -203,6 +216,7 @@ def test_a_directory_that_is_no_spool_is_one_sentence_and_exit_1(tmp_path: Path)
     assert ended.stderr.count("\n") == 1
 
 
+@needs_curl
 def test_it_serves_a_unix_socket_and_takes_a_dead_ones_place(tmp_path: Path) -> None:
     collector = RunningCollector(tmp_path, http={"bind": [f"unix:{tmp_path}/door", f"127.0.0.1:{free_port()}"]})
     collector.port = int(collector.config.read_text().split("127.0.0.1:")[1].split('"')[0])
@@ -248,6 +262,7 @@ def test_gunicorns_own_command_serves_with_the_sample_configuration(tmp_path: Pa
     assert [event.name for event in stored_events(tmp_path / "spool")] == ["Hello"]
 
 
+@needs_curl
 @pytest.mark.server
 def test_it_is_ready_behind_tls(tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
