@@ -1,7 +1,7 @@
 """The way out of the spool: one process that hands sealed segments to every forwarder's queue and works the queues.
 
     every 0.15 s   hand sealed segments out, as hard links, to the queue of every configured forwarder
-    every 5 s      make the segments of dead processes whole; measure the backlog; look after the ballast
+    every 5 s      make whole, or remove, what dead processes left; measure the backlog; look after the ballast
     all the time   one thread per enabled forwarder (lane.py); one that died is started again
 
 There is one flusher per spool: it holds LOCK (flock), and a second one ends with exit code 75. Disabled forwarders
@@ -131,8 +131,6 @@ class Flusher:
 
     def _begin(self) -> None:
         """Clean up after the dead, and make the queues of new forwarders."""
-        with self._tolerating("sweep"):
-            sweep_tmp(self._directory, oddities=self._oddities)
         self._salvage()
         with self._tolerating("queues"):
             self._start_queues()
@@ -206,6 +204,8 @@ class Flusher:
         return handed_out
 
     def _salvage(self) -> None:
+        with self._tolerating("sweep"):
+            sweep_tmp(self._directory, oddities=self._oddities)
         with self._tolerating("salvage"):
             for each in salvage_orphans(self._directory, ballast=self._ballast, oddities=self._oddities):
                 self._count("segments_salvaged_total", int(each.segment is not None))

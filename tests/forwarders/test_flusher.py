@@ -346,6 +346,20 @@ def test_what_dead_processes_left_is_delivered(directory: SpoolDirectory, start:
     assert process.figures["segments_salvaged_total"] == 2
 
 
+def test_what_processes_that_die_later_leave_is_removed_too(
+    directory: SpoolDirectory, start: Callable[..., Process]
+) -> None:
+    clock = Clock()
+    start(configured(destination := Destination()), monotonic=clock)
+    put(directory, [event(1)])
+    assert eventually(lambda: destination.ids)  # the start is over
+    draft = directory.tmp / "left.draft"
+    draft.touch()
+    clock.now += SALVAGE_S + 1
+
+    assert eventually(lambda: not draft.exists())
+
+
 def test_the_segment_a_living_process_writes_is_left_to_it(directory: SpoolDirectory) -> None:
     writer = SpoolWriter(directory)
     writer.append(encode_envelope("json", RECEIVED_MS, [event(1)]), 1, RECEIVED_MS * 1_000_000)
