@@ -2,7 +2,8 @@
 
 Under any WSGI server ``app(environ, start_response)`` answers after the request's record is committed.
 collector/worker.py does better: it puts a list into ``environ["collector.held"]``, collects the records of
-an event-loop tick there, and calls `CollectorApp.commit` once before any of that tick's replies goes.
+an event-loop tick there, and calls `CollectorApp.commit` once before any of that tick's replies goes. While it is
+being stopped, ``environ["collector.stopping"]`` is there.
 """
 
 import os
@@ -82,6 +83,10 @@ class CollectorApp:
         headers = [("Content-Type", PROBLEM_TYPE), ("Retry-After", str(retry_after_s())), *common_headers(environ)]
         return falcon.HTTP_503, headers, problem(falcon.HTTP_503, reason)
 
+    def refused(self, environ: Mapping[str, Any], status: str) -> None:
+        """Count an answer of the server's own."""
+        self._counters.count_answer(environ.get("PATH_INFO", ""), status)
+
     def observe(self, connections: int, buffered_bytes: int) -> None:
         """Publish what only the server knows."""
         self._counters.set("connections", connections)
@@ -97,10 +102,16 @@ class CollectorApp:
 
 
 class _EveryAnswer:
-    """Falcon middleware: common headers and counters on every answer, errors included."""
+    """Falcon middleware: 405 for methods Falcon never heard of; common headers and counters, on errors too."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
+
+    def process_resource(self, req: falcon.Request, resp: falcon.Response, resource: object, params: object) -> None:
+        if req.method not in falcon.COMBINED_METHODS:  # Falcon's answer is 400
+            raise falcon.HTTPMethodNotAllowed(
+                [method for method in ("GET", "POST") if hasattr(resource, f"on_{method.lower()}")] + ["OPTIONS"]
+            )
 
     def process_response(self, req: falcon.Request, resp: falcon.Response, resource: object, succeeded: bool) -> None:
         for name, value in common_headers(req.env):
@@ -113,7 +124,13 @@ def _problem_for(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPE
     """Falcon's own refusals (unknown path, wrong method) as problem documents."""
     resp.content_type = PROBLEM_TYPE
     status = str(error.status)
-    resp.data = problem(status, error.description or error.title or status[4:])
+    if isinstance(error, falcon.HTTPRouteNotFound):
+        detail = "there is nothing at this address"
+    elif isinstance(error, falcon.HTTPMethodNotAllowed):
+        detail = f"{req.method} is not possible here, but {resp.get_header('Allow')}"
+    else:
+        detail = error.description or error.title or status[4:]
+    resp.data = problem(status, detail)
 
 
 def create_app(settings: Settings | None = None) -> CollectorApp:

@@ -111,7 +111,10 @@ class Health:
 
     def _disk(self, totals: Totals) -> Item:
         refusal = self._watermark.refusal()
-        free = self._watermark.free_bytes()
+        try:
+            free = self._watermark.free_bytes()
+        except OSError as exc:
+            free, refusal = 0, f"the spool is not there: {exc.strerror}"
         figures = {"freeBytes": free, "backlogBytes": totals.backlog_bytes, "accepting": refusal is None}
         message = f"free: {free}, backlog: {totals.backlog_bytes}"
         return _item(

@@ -245,7 +245,7 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         environ = self._parser.environ
-        self._answer(environ, [], self._hub.replies.refusal(environ, *refusal), False, True)
+        self._answer(environ, [], self._hub.refuse(environ, *refusal), False, True)
 
     def _answer(self, environ: Environ, held: list[Any], reply: bytes, stays: bool, keep_alive: bool) -> None:
         """Put a reply in its place. ``keep_alive`` is what the client wanted, ``stays`` what it gets."""

@@ -57,6 +57,9 @@ class DeferringApp(Protocol):
     def observe(self, connections: int, buffered_bytes: int) -> None:
         """How many clients are connected, and how many bytes of their bodies are in memory; before ``maintain``."""
 
+    def refused(self, environ: Mapping[str, Any], status: str) -> None:
+        """The worker has answered this itself: a request that could not be read."""
+
     def close(self) -> None:
         """Called once when the worker ends."""
 
@@ -73,6 +76,7 @@ class Hub:
         self.defers = hasattr(app, "commit")
         self.refusing = getattr(app, "refusing", _nothing)
         self._observe = getattr(app, "observe", _nothing)
+        self._refused = getattr(app, "refused", _nothing)
         self._maintain = getattr(app, "maintain", _nothing)
         self.max_body_bytes: int = getattr(app, "max_body_bytes", DEFAULT_MAX_BODY_BYTES)
         self.max_connections = limits.connections()
@@ -106,6 +110,8 @@ class Hub:
         held: list[Any] = []
         if self.defers:
             environ["collector.held"] = held
+        if self.stopping:
+            environ["collector.stopping"] = True
         if self.access is not None:
             self.access.begin(environ)
         reply, stays = self.replies.respond(environ, held, keep_alive and not self.stopping)
@@ -159,6 +165,11 @@ class Hub:
             except Exception:
                 log.exception("the application has no answer for a failed commit")
         return self.replies.refusal(environ, UNAVAILABLE, reason)
+
+    def refuse(self, environ: Environ, status: str, detail: str) -> bytes:
+        """The reply to what cannot be read as a request; the application hears of it."""
+        self._refused(environ, status)
+        return self.replies.refusal(environ, status, detail)
 
     def is_busy(self) -> bool:
         """Whether a connection is open or a request not yet answered."""

@@ -8,7 +8,7 @@ import falcon
 from collector.health import Health
 from collector.intake import Intake
 from collector.metrics import exposition
-from collector.resources.answers import refused
+from collector.resources.answers import unavailable
 from spool.directory import SpoolDirectory
 
 
@@ -46,9 +46,9 @@ class ReadinessResource:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer ok, or why not."""
-        refusal = self._intake.refusal()
+        refusal = "this process is being stopped" if "collector.stopping" in req.env else self._intake.refusal()
         if refusal is not None:
-            raise refused(falcon.HTTP_503, refusal)
+            raise unavailable(refusal)
         resp.content_type = "text/plain"
         resp.data = b"ok\n"
 

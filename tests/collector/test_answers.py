@@ -3,6 +3,7 @@
 import gzip
 import http.client
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import msgpack
 import pytest
 import zstandard
 
+from tests.collector.worker_server import Client
 from tests.services.child import wait_until
 from tests.services.collector import RunningCollector, stored_events
 
@@ -24,6 +26,11 @@ PIXEL_HEAD = b"GIF89a\x01\x00\x01\x00"
 def collector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCollector]:
     with RunningCollector(tmp_path_factory.mktemp("answers"), http={"max_body_bytes": 2_000_000}) as running:
         yield running
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def stored_names(collector: RunningCollector) -> list[str]:
@@ -279,3 +286,58 @@ def test_the_health_report_has_the_documented_items_and_figures(collector: Runni
     assert report["items"][1]["code"] == "WARN"  # this collector has no forwarder
     assert collector.get("/healthcheck")[0] == 200
     assert collector.get("/readyz")[0] == 200
+
+
+def test_what_the_server_itself_refuses_is_counted_too(collector: RunningCollector) -> None:
+    def answers(door: str, status: int) -> float:
+        lines = collector.get("/metrics")[2].decode().splitlines()
+        name = f'collector_answers_total{{door="{door}",status="{status}"}}'
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+    before = answers("event", 413), answers("other", 400)
+    with Client(collector.port) as client:
+        assert client.ask(b"POST /rest/1.0/event HTTP/1.1\r\nHost: a\r\nContent-Length: 2000001\r\n\r\n").status == 413
+    with Client(collector.port) as client:
+        assert client.ask(b"GET /1?v=a,s HTTP/1.1\r\n\r\n").status == 400
+
+    assert (answers("event", 413), answers("other", 400)) == (before[0] + 1, before[1] + 1)
+
+
+@pytest.mark.parametrize("method", ["PURGE", "M-SEARCH", "DELETE", "POST"])
+def test_a_method_that_an_address_does_not_know_is_405_with_those_it_does(
+    collector: RunningCollector, method: str
+) -> None:
+    status, headers, body = collector.request(method, "/1?v=a,s")
+
+    assert (status, headers["Allow"]) == (405, "GET, OPTIONS")
+    assert json.loads(body)["detail"] == f"{method} is not possible here, but GET, OPTIONS"
+
+
+@pytest.mark.parametrize("method", ["GET", "PURGE"])
+def test_an_unknown_path_is_404_for_every_method(collector: RunningCollector, method: str) -> None:
+    status, _, body = collector.request(method, "/3?v=a,s")
+
+    assert (status, json.loads(body)["detail"]) == (404, "there is nothing at this address")
+
+
+def test_a_process_that_is_being_stopped_is_not_ready(tmp_path: Path) -> None:
+    with RunningCollector(tmp_path) as stopping, Client(stopping.port) as client:
+        client.send(b"GET /readyz HTTP/1.1\r\nHost: a\r\n")
+        assert stopping.process is not None
+        stopping.process.terminate()
+        wait_until(lambda: not listens(stopping.port), what="it takes no more connections")
+        reply = client.ask(b"\r\n")
+
+    assert (reply.status, b"stopped" in reply.body) == (503, True)
+    assert 5 <= int(reply.headers["retry-after"]) <= 30
+
+
+def test_the_health_report_says_so_when_the_spool_is_gone(tmp_path: Path) -> None:
+    with RunningCollector(tmp_path) as running:
+        running.spool.rename(tmp_path / "moved")
+        status, _, body = running.get("/1.0/healthcheck")
+        (tmp_path / "moved").rename(running.spool)
+
+    [disk] = [item for item in json.loads(body)["items"] if item["type"] == "DiskHealthCheck"]
+    assert (status, disk["code"]) == (500, "ERROR")
+    assert "No such file or directory" in disk["message"]
