@@ -10,7 +10,8 @@ import pytest
 from tests.services.child import wait_until
 from tests.services.collector import RunningCollector, archived_events
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 
 
 def commands() -> list[tuple[str, int]]:
@@ -27,6 +28,16 @@ def commands() -> list[tuple[str, int]]:
             command = ""
     assert command == "", f"no status is said for: {command}"
     return found
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_every_file_and_folder_that_is_named_is_there(name: str) -> None:
+    text = (ROOT / name).read_text()
+    named = re.findall(r"(?:`|\()((?:collector|formats|forwarders|spool|etc|scripts|tests|docs)/[^`) ]*)(?:`|\))", text)
+    named += re.findall(r"\]\(([^)#:]+)\)", text)
+
+    assert len(named) > 1
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
