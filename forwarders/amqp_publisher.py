@@ -16,29 +16,20 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import pika
 from pika.adapters.select_connection import IOLoop, SelectConnection
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 
+from forwarders.amqp_attempt import Attempt, Message, Outcome
 from forwarders.contract import Unavailable
 
 CLOSE_TIMEOUT_S = 2.0
 ANSWER_GRACE_S = 5.0  # the thread keeps the time-out itself; this is for a thread that does not run
-
-_PENDING, _CONFIRMED, _REJECTED = range(3)
-
-
-class Message(NamedTuple):
-    """What is published: the routing key, and the body with its properties (``message_id`` among them)."""
-
-    routing_key: str
-    body: bytes
-    properties: pika.BasicProperties
 
 
 @dataclass(frozen=True)
@@ -56,21 +47,6 @@ class Topology:
     declare: bool
 
 
-@dataclass
-class Outcome:
-    """What became of the messages of one attempt, by their position in it.
-
-    ``confirmed``: the broker has taken responsibility. ``rejected``: it said no (nack). ``returned``: no queue takes
-    them. The others: nothing is known, and ``failure`` says why. ``code`` is the AMQP reply code of a failure, or 0.
-    """
-
-    confirmed: list[int] = field(default_factory=list)
-    rejected: list[int] = field(default_factory=list)
-    returned: list[int] = field(default_factory=list)
-    failure: str = ""
-    code: int = 0
-
-
 class Publisher:
     """See the module. Used by one thread beside its own.
 
@@ -85,7 +61,8 @@ class Publisher:
         self._opened: Future[None] = Future()
         self._ending = threading.Lock()  # held to hand over an attempt, and to end: none is handed to nobody
         self._ended = False
-        self._attempt: _Attempt | None = None
+        self._attempt: Attempt | None = None
+        self._timer: Any = None
         self._connection: Any = None
         self._channel: Any = None
         self._published = 0  # delivery tags count from 1
@@ -115,7 +92,7 @@ class Publisher:
 
         Each is made in the thread of the connection, when it can go out: the broker works on the ones before meanwhile.
         """
-        attempt = _Attempt(count, message)
+        attempt = Attempt(count, message)
         with self._ending:
             if self._ended:
                 return Outcome(failure=self._failure)
@@ -204,18 +181,15 @@ class Publisher:
             self._settle(self._blocked or self._failure)
         elif self._attempt:
             self._attempt.first_tag = self._published + 1
-            self._attempt.timer = self._loop.call_later(timeout_s, partial(self._on_timeout, timeout_s))
+            self._timer = self._loop.call_later(timeout_s, partial(self._on_timeout, timeout_s))
             self._publish_more(self._attempt)
 
-    def _publish_more(self, attempt: "_Attempt") -> None:
+    def _publish_more(self, attempt: Attempt) -> None:
         """Publish until enough messages are waiting for their confirms."""
         exchange, publish = self._topology.exchange, self._channel.basic_publish
-        end = min(attempt.count, attempt.settled + self._max_in_flight)
         try:
-            while len(attempt.ids) < end:
-                routing_key, body, properties = attempt.message(len(attempt.ids))
+            for routing_key, body, properties in attempt.take(self._max_in_flight):
                 publish(exchange, routing_key, body, properties, mandatory=True)
-                attempt.ids.append(properties.message_id)
                 self._published += 1
         except AMQPError as exc:
             self._fail(_describe(exc))
@@ -224,28 +198,21 @@ class Publisher:
         attempt, method = self._attempt, frame.method
         if attempt is None:
             return
-        last = method.delivery_tag - attempt.first_tag
-        state = _CONFIRMED if isinstance(method, pika.spec.Basic.Ack) else _REJECTED
-        for position in range(attempt.settled_before if method.multiple else last, last + 1):
-            if attempt.states[position] == _PENDING:
-                attempt.states[position] = state
-                attempt.settled += 1
-        if method.multiple:
-            attempt.settled_before = last + 1
-        if attempt.settled == attempt.count:
+        attempt.answer(method.delivery_tag, method.multiple, isinstance(method, pika.spec.Basic.Ack))
+        if attempt.is_settled:
             self._settle()
-        elif len(attempt.ids) < attempt.count:
+        elif not attempt.is_published:
             self._publish_more(attempt)
 
     def _on_return(self, _channel: object, _method: object, properties: pika.BasicProperties, _body: bytes) -> None:
         """Note a message that no queue takes; the broker confirms it all the same, after this."""
         if self._attempt:
-            self._attempt.returned.add(properties.message_id)
+            self._attempt.return_(properties.message_id)
 
     def _on_timeout(self, timeout_s: float) -> None:
+        self._timer = None
         if self._attempt:
             settled, total = self._attempt.settled, self._attempt.count
-            self._attempt.timer = None
             self._fail(f"{settled} of {total} messages were confirmed within {timeout_s:.3g} s")
         self._abort()  # it may be half open: nothing polite would be answered
 
@@ -282,39 +249,10 @@ class Publisher:
     def _settle(self, failure: str = "", code: int = 0) -> None:
         attempt, self._attempt = self._attempt, None
         if attempt and not attempt.outcome.done():
-            if attempt.timer:
-                self._loop.remove_timeout(attempt.timer)
+            if self._timer:
+                self._loop.remove_timeout(self._timer)
+                self._timer = None
             attempt.outcome.set_result(attempt.result(failure, code))
-
-
-class _Attempt:
-    """The messages of one `publish` and how far they are.
-
-    ``ids``: the message_id of each that was published. ``settled_before``: every position below is settled.
-    """
-
-    def __init__(self, count: int, message: Callable[[int], Message]) -> None:
-        self.count = count
-        self.message = message
-        self.outcome: Future[Outcome] = Future()
-        self.timer: Any = None
-        self.first_tag = 0
-        self.ids: list[str] = []
-        self.settled = 0
-        self.settled_before = 0
-        self.states = bytearray(count)
-        self.returned: set[str] = set()
-
-    def result(self, failure: str, code: int) -> Outcome:
-        outcome = Outcome(failure=failure, code=code)
-        for position, message_id in enumerate(self.ids):
-            if message_id in self.returned:
-                outcome.returned.append(position)
-            elif self.states[position] == _CONFIRMED:
-                outcome.confirmed.append(position)
-            elif self.states[position] == _REJECTED:
-                outcome.rejected.append(position)
-        return outcome
 
 
 class _Services(SelectorIOServicesAdapter):  # type: ignore[misc]

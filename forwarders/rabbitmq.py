@@ -42,7 +42,8 @@ from msgspec import Meta
 
 from formats.event import Event
 from formats.event_json import EventJson
-from forwarders.amqp_publisher import Message, Outcome, Publisher, Topology
+from forwarders.amqp_attempt import Message, Outcome
+from forwarders.amqp_publisher import Publisher, Topology
 from forwarders.contract import Refused, Unavailable
 
 UNROUTABLE_TRIES = 3
