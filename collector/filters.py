@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from collector.settings import FilterSettings
 from formats.event import Event
-from formats.pixel import Sender, split_referer
+from formats.pixel import Sender, header_text, split_referer
 
 
 class Filters:
@@ -38,7 +38,7 @@ class Filters:
             _matches(self._host, host)
             or _matches(self._path, path)
             or _matches(self._ip, sender.client_ip)
-            or _matches(self._agent, sender.user_agent)
+            or _matches(self._agent, header_text(sender.user_agent))
         )
 
 

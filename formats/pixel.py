@@ -66,7 +66,7 @@ def parse_pixel(query: str, *, base64: bool, sender: Sender) -> Event:
     Errors: FormatError; its ``at`` is the number of the bad field, 0 for the name and the parameters.
     """
     if not query.isascii():
-        query = _header_text(query)
+        query = header_text(query)
     if query.startswith("v="):
         v, _, rest = query[2:].partition("&")
         others = _parameters(rest) if rest else {}
@@ -129,7 +129,7 @@ def split_referer(referer: str) -> tuple[str, str]:
 
     Both are "" unless it is http or https. Credentials in it are left out.
     """
-    match = _REFERER.fullmatch(_header_text(referer))
+    match = _REFERER.fullmatch(header_text(referer))
     return (match[1], match[2]) if match else ("", "")
 
 
@@ -170,7 +170,7 @@ def _decode_again(text: str) -> str:
         raise FormatError("a percent sign of the value does not begin an escape") from None
 
 
-def _header_text(text: str) -> str:
+def header_text(text: str) -> str:
     """Undo what WSGI does to non-ASCII bytes (it hands them over as Latin-1), if that is what happened."""
     if text.isascii():
         return text
@@ -210,7 +210,7 @@ def _annotation(field_id: int, name: str, time_ms: int, sender: Sender) -> Field
         case "path":
             return (field_id, "string", split_referer(sender.referer)[1])
         case "ua":
-            return (field_id, "string", _header_text(sender.user_agent))
+            return (field_id, "string", header_text(sender.user_agent))
         case "ip":
             return (field_id, "string", sender.client_ip)
         case _:

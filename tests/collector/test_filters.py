@@ -46,6 +46,7 @@ def test_the_published_cases_hold_for_names(case: dict) -> None:
         (FilterSettings(referer_path=["secret"]), sender(referer="http://a.example/secret?x")),
         (FilterSettings(ip=["^10\\.0\\."]), sender(client_ip="10.0.0.1")),
         (FilterSettings(user_agent=["(?i)bot"]), sender(user_agent="GoogleBot/2")),
+        (FilterSettings(user_agent=["бот"]), sender(user_agent="бот".encode().decode("latin-1"))),  # as WSGI has it
     ],
 )
 def test_each_list_looks_at_its_own_part_of_the_sender(settings: FilterSettings, matching: Sender) -> None:
