@@ -102,7 +102,7 @@ class DurabilitySettings:
     post: Fsync = "commit"
     scribe: Fsync = "commit"
     udp: Fsync = "interval"
-    interval_ms: Annotated[int, Meta(ge=10, le=60_000)] = 200
+    interval_ms: Annotated[int, Meta(ge=100, le=60_000)] = 200  # looked at every 100 ms
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,10 @@ def test_every_error_is_listed_with_its_file_and_path(tmp_path: Path) -> None:
         ('http.bind = "a:65536"', 'http.bind = "a:65536": expected HOST:PORT, [IPV6]:PORT or unix:PATH'),
         ('http.bind = "unix:"', 'http.bind = "unix:": expected HOST:PORT, [IPV6]:PORT or unix:PATH'),
         ("http.bind = []", "http.bind = []: expected at least one address"),
+        (
+            "durability.interval_ms = 50",  # the worker looks every 100 ms: it could not keep this promise
+            "durability.interval_ms = 50: expected an integer number of milliseconds, at least 100, at most 60000",
+        ),
         ('admin.bind = "x"', 'admin.bind = "x": expected HOST:PORT, [IPV6]:PORT or unix:PATH'),
         (
             'http.trusted_proxies = ["10.0.0.0/8", "10.0.0.1/8"]',
