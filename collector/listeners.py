@@ -36,6 +36,7 @@ from collector.environ import Environ, server_environ
 log = logging.getLogger(__name__)
 
 DRAIN_S = 0.5
+TLS_GOODBYE_S = 1.0  # for the client's close_notify; many never send it, and an idle one must not hold up the end
 CHOOSE_FIRST = struct.pack("HBBI", 0x06, 0, 0, 0)  # struct sock_filter: return 0, an index in the group
 SO_ATTACH_REUSEPORT_CBPF = 51  # Linux; the module socket does not know them
 SO_DETACH_REUSEPORT_BPF = 68
@@ -79,6 +80,7 @@ class Listeners:
         options: dict[str, Any] = {"backlog": self._backlog, "ssl": tls}
         if tls is not None:
             options["ssl_handshake_timeout"] = handshake_timeout_s
+            options["ssl_shutdown_timeout"] = TLS_GOODBYE_S
         for sock in [*self._inherited, *(own for own, _ in self._own)]:
             make = factory(server_environ(sock, tls=tls is not None))
             create: Any = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
@@ -105,7 +107,9 @@ class Listeners:
             server.close()
         for connection, make in accepted:
             with contextlib.suppress(OSError):  # gone already
-                await loop.connect_accepted_socket(make, connection, ssl=self._tls)
+                await loop.connect_accepted_socket(
+                    make, connection, ssl=self._tls, ssl_shutdown_timeout=TLS_GOODBYE_S if self._tls else None
+                )
 
 
 def _waiting(listening: socket.socket) -> Iterator[socket.socket]:
