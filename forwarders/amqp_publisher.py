@@ -101,7 +101,8 @@ class Publisher:
         try:
             return attempt.outcome.result(timeout_s + ANSWER_GRACE_S)
         except TimeoutError as exc:
-            raise Unavailable("the thread of the connection does not answer") from exc
+            self._failure = "the thread of the connection does not answer"
+            raise Unavailable(self._failure) from exc
 
     def close(self) -> None:
         """End the connection, politely when the broker answers. Doing it twice is harmless."""
@@ -138,6 +139,7 @@ class Publisher:
         if crash and self._attempt:
             self._attempt.outcome.set_exception(crash)
         self._settle(self._failure)
+        self._services.shut_down()  # after a crash it is still connected
         self._services.release()
         self._loop.close()
 
@@ -218,7 +220,7 @@ class Publisher:
 
     def _on_blocked(self, _connection: object, frame: Any) -> None:
         self._blocked = f"blocked by the broker: {frame.method.reason or 'no reason given'}"
-        self._cut_off = self._attempt is not None
+        self._cut_off = self._cut_off or self._attempt is not None
         self._settle(self._blocked)
 
     def _on_unblocked(self, _connection: object, _frame: object) -> None:

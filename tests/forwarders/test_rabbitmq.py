@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pika
 import pytest
 from contract_suite import TIME_MS, Destination, ForwarderContract, ids, make_events, send_until_taken
@@ -312,6 +313,35 @@ def test_an_alarm_blocks_at_once_and_leaves_at_most_one_batch_of_repeats(rabbit:
 
     assert list(dict.fromkeys(found)) == ids(first + events + last)
     assert len(found) <= 2 + 2 * len(events)
+
+
+@pytest.mark.server
+def test_a_connection_lost_between_batches_costs_nothing(
+    rabbit: Rabbit, names: dict[str, str], proxy_to: ProxyTo
+) -> None:
+    proxy = proxy_to(rabbit.port)
+    url = f"amqp://guest:guest@127.0.0.1:{proxy.port}/%2f"
+    with forwarding(Settings(url=url, **names)) as forwarder:
+        forwarder.send(first := make_events(3))
+        proxy.reset_all()
+        wait_until(lambda: not _amqp_threads(), 5, "the thread of the lost connection ends")
+        forwarder.send(second := make_events(3))
+
+    assert message_ids(rabbit, names["queue"]) == ids(first + second)
+
+
+@pytest.mark.server
+def test_an_event_that_cannot_be_shaped_raises_what_is_wrong_with_it(rabbit: Rabbit, names: dict[str, str]) -> None:
+    """It is a bug, and the flusher looks for the event that causes it: it must not look like a lost connection."""
+    events = make_events(3)
+    events[1] = Event("e", TIME_MS, Granularity.HOURLY, PayloadKind.MSGPACK, b"\xc1", "msgpack", 0, events[1].id)
+    with forwarding(Settings(url=rabbit.url, **names)) as forwarder:
+        with pytest.raises(msgspec.DecodeError):
+            forwarder.send(events)
+        wait_until(lambda: not _amqp_threads(), 5, "the thread of the connection ends")
+        forwarder.send([events[0], events[2]])
+
+    assert set(message_ids(rabbit, names["queue"])) == {events[0].id, events[2].id}
 
 
 @pytest.mark.server
