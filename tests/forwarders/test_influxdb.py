@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import shutil
 import threading
 import time
 import uuid
@@ -22,6 +23,7 @@ from formats.event_json import EventJson
 from forwarders.contract import Refused, Unavailable
 from forwarders.influxdb import InfluxForwarder, Settings, from_settings
 from forwarders.line_protocol import EventMapping, offset_ns
+from tests.services.certificates import make_certificate
 from tests.services.child import wait_until
 from tests.services.influx import TOKEN, Influx
 from tests.services.scripted_http import Answer, Request, ScriptedHttp
@@ -31,7 +33,7 @@ INSTANCE = "5b0c8a6e-0000-4000-8000-000000000000"
 TO_JSON = EventJson({"Typed": ["flag", "amount", "label"]})
 TIME_MS = 1_795_342_500_000
 
-Scripted = Callable[[Callable[[Request], Answer]], ScriptedHttp]
+Scripted = Callable[..., ScriptedHttp]
 
 
 @contextmanager
@@ -54,8 +56,8 @@ def scripted() -> Iterator[Scripted]:
     """Makes servers that answer as a function says."""
     servers: list[ScriptedHttp] = []
 
-    def make(answer: Callable[[Request], Answer]) -> ScriptedHttp:
-        servers.append(ScriptedHttp(answer))
+    def make(answer: Callable[[Request], Answer], *tls: Path) -> ScriptedHttp:
+        servers.append(ScriptedHttp(answer, *tls))
         return servers[-1]
 
     yield make
@@ -506,6 +508,43 @@ def test_a_server_that_drips_does_not_outlast_the_time_limit(scripted: Scripted,
     started = time.monotonic()
     with (
         forwarding(Settings(url=server.url, timeout_s=0.3)) as forwarder,
+        pytest.raises(Unavailable, match="no answer in time"),
+    ):
+        forwarder.send(make_events(2))
+
+    assert time.monotonic() - started < 3
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate and its key, which nobody trusts."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    pair = tmp_path / "tls.crt", tmp_path / "tls.key"
+    make_certificate(*pair)
+    return pair
+
+
+@pytest.mark.server
+def test_tls_is_checked_against_the_given_authority(scripted: Scripted, certificate: tuple[Path, Path]) -> None:
+    server = scripted(lambda _: Answer(), *certificate)
+    with (
+        forwarding(Settings(url=server.url, timeout_s=5)) as forwarder,
+        pytest.raises(Unavailable, match="CERTIFICATE_VERIFY_FAILED"),
+    ):
+        forwarder.send(make_events(1))
+    with forwarding(Settings(url=server.url, ca_file=certificate[0])) as forwarder:
+        forwarder.send(make_events(3))
+
+    assert [len(request.lines) for request in server.requests] == [3]
+
+
+@pytest.mark.server
+def test_the_time_limit_holds_for_tls_too(scripted: Scripted, certificate: tuple[Path, Path]) -> None:
+    server = scripted(lambda _: Answer(400, "x" * 10_000, drip_s=0.05), *certificate)
+    started = time.monotonic()
+    with (
+        forwarding(Settings(url=server.url, ca_file=certificate[0], timeout_s=0.3)) as forwarder,
         pytest.raises(Unavailable, match="no answer in time"),
     ):
         forwarder.send(make_events(2))

@@ -20,8 +20,9 @@ from formats.event import Event, Granularity, PayloadKind
 from formats.event_json import EventJson
 from forwarders.contract import Refused, Unavailable
 from forwarders.rabbitmq import RabbitForwarder, Settings, from_settings, groups, message
+from tests.services.certificates import make_certificate
 from tests.services.child import wait_until
-from tests.services.rabbit import Rabbit, make_certificate
+from tests.services.rabbit import Rabbit
 from tests.services.tcp_proxy import TcpProxy
 
 INSTANCE = "5b0c8a6e-0000-4000-8000-000000000000"

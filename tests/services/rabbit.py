@@ -16,6 +16,7 @@ from typing import Self
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
+from tests.services.certificates import make_certificate
 from tests.services.child import free_port, start, wait_for_port, wait_until, wait_until_gone
 
 # The script in /usr/sbin changes to the user rabbitmq and to the system's directories.
@@ -185,15 +186,3 @@ class Rabbit:
             return True
 
         wait_until(is_there, 30, f"queue {queue} is there")
-
-
-def make_certificate(certificate: Path, key: Path, days: int = 2) -> None:
-    """A certificate for 127.0.0.1 that signs itself."""
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", str(days)),
-            *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate),
-        ],
-        check=True,
-        capture_output=True,
-    )

@@ -1,9 +1,11 @@
 """An HTTP server whose answers a test makes up: for what no real server can be brought to say."""
 
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 
 @dataclass
@@ -30,9 +32,14 @@ class Request:
 
 
 class ScriptedHttp:
-    """Answers each POST with what ``answer`` makes of it, and keeps the ``requests``."""
+    """Answers each POST with what ``answer`` makes of it, and keeps the ``requests``.
 
-    def __init__(self, answer: Callable[[Request], Answer]) -> None:
+    ``certificate`` and ``key``: files; with them it speaks TLS.
+    """
+
+    def __init__(
+        self, answer: Callable[[Request], Answer], certificate: Path | None = None, key: Path | None = None
+    ) -> None:
         self.answer = answer
         self.requests: list[Request] = []
         self.closing = threading.Event()
@@ -68,7 +75,13 @@ class ScriptedHttp:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate, key)
+            # Without the handshake: accept() would wait for it, and all other clients with it.
+            self._server.socket = context.wrap_socket(self._server.socket, True, do_handshake_on_connect=False)
+        scheme = "https" if certificate else "http"
+        self.url = f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
 
