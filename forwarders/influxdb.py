@@ -12,9 +12,9 @@ Settings: [forwarders.influxdb], see `Settings`.
     401, 403, 404, 400 about a bucket   Unavailable, until a person acts
     429, 5xx, anything else, no answer  Unavailable, for as long as Retry-After says
 
-A field whose type differs from the one it had before is refused by the server, and its event goes to quarantine. That is
-why every name of events has a measurement of its own by default: field 1 of one pixel is a text, of another a number.
-The cost is the same, a series for each name, since the name is a tag in any case.
+A field whose type differs from the one it had before is refused by the server, and its event goes to quarantine.
+That is why every name of events has a measurement of its own by default: field 1 of one pixel is a text, of another
+a number. The cost is the same, a series for each name, since the name is a tag in any case.
 """
 
 import re
