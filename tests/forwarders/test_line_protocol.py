@@ -150,7 +150,7 @@ def test_the_time_is_the_events_with_an_offset_that_is_its_own() -> None:
 def test_events_of_one_request_never_have_the_same_time() -> None:
     record = f"{uuid.uuid4().hex}-1a40"
 
-    assert len({offset_ns(f"{record}-{index:x}") for index in range(1_000_000)}) == 1_000_000
+    assert len({offset_ns(f"{record}-{index:x}") for index in range(100_000)}) == 100_000
 
 
 def test_any_text_is_an_id() -> None:
