@@ -72,9 +72,14 @@ class EventsResource:
         if chosen is None:
             raise refused(falcon.HTTP_415, "the Content-Type is none that this address understands")
         source, decode = chosen
-        body = self._read(req)
-        sender = self._sender_of(req.env)
-        decoded = decode(body, self._defaults(req.query_string, sender.received_ms))
+        try:
+            body = self._read(req)
+            sender = self._sender_of(req.env)
+            defaults = self._defaults(req.query_string, sender.received_ms)
+        except FormatError as exc:
+            self._intake.reject(source, 1)
+            raise malformed(exc.reason, [exc], 1) from exc
+        decoded = decode(body, defaults)
         if not decoded.events:
             failed = max(decoded.failed, 1)
             self._intake.reject(source, failed)
@@ -115,8 +120,8 @@ class EventsResource:
             raise refused(falcon.HTTP_413, too_large, [("Connection", "close")]) from exc
         except UnknownEncoding as exc:
             raise refused(falcon.HTTP_415, "the Content-Encoding is none of gzip, deflate, zstd") from exc
-        except (BodyError, FormatError) as exc:
-            raise refused(falcon.HTTP_400, str(exc)) from exc
+        except BodyError as exc:
+            raise FormatError(str(exc)) from exc
 
     def _defaults(self, query: str, now_ms: int) -> Defaults:
         """``name=``, ``date=`` and ``gr=``; a malformed one fails the request."""
@@ -131,4 +136,4 @@ class EventsResource:
                 granularity=parse_granularity(granularity),
             )
         except FormatError as exc:
-            raise malformed("name=, date= or gr= is malformed", [exc], 1) from exc
+            raise FormatError(f"name=, date= or gr= is malformed: {exc.reason}") from exc

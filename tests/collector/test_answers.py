@@ -341,3 +341,22 @@ def test_the_health_report_says_so_when_the_spool_is_gone(tmp_path: Path) -> Non
     [disk] = [item for item in json.loads(body)["items"] if item["type"] == "DiskHealthCheck"]
     assert (status, disk["code"]) == (500, "ERROR")
     assert "No such file or directory" in disk["message"]
+
+
+def test_a_request_that_cannot_be_read_at_all_is_one_rejected_event(collector: RunningCollector) -> None:
+    def rejected() -> float:
+        lines = collector.get("/metrics")[2].decode().splitlines()
+        name = 'collector_events_total{outcome="rejected",source="json"}'
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+    before = rejected()
+    broken = collector.request(
+        "POST", "/rest/1.0/event", b"no gzip", {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    )
+    malformed = collector.post(json.dumps(GOOD).encode(), path="/rest/1.0/event?date=yesterday")
+
+    for status, headers, body in (broken, malformed):
+        assert status == 400
+        assert headers["Warning"].startswith('199 - "[0 successes] [1 failures] [')
+        assert json.loads(body)["failures"][0]["reason"]
+    assert rejected() == before + 2
