@@ -32,7 +32,7 @@ KNOWN_TO = {
     "influxdb_client": ["forwarders/influx_endpoint.py"],
     "msgpack": ["formats/*.py"],
     "msgspec": ["*.py"],
-    "pika": ["forwarders/amqp_publisher.py", "forwarders/rabbitmq.py"],
+    "pika": ["forwarders/amqp_*.py", "forwarders/rabbitmq.py"],
     "prometheus_client": ["collector/exposition.py"],
     "rich": ["collector/cli_output.py"],
     "urllib3": ["forwarders/influx_endpoint.py"],
