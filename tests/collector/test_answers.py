@@ -334,7 +334,8 @@ def test_a_process_that_is_being_stopped_is_not_ready(tmp_path: Path) -> None:
 
 def test_the_health_report_says_so_when_the_spool_is_gone(tmp_path: Path) -> None:
     with RunningCollector(tmp_path) as running:
-        wait_until(lambda: "flusher started" in running.log.read_text(), what="nobody makes the spool again")
+        assert running.get("/livez")[0] == 200  # from here on neither a worker
+        wait_until(lambda: "flusher started" in running.log.read_text(), what="nor the flusher makes the spool again")
         running.spool.rename(tmp_path / "moved")
         status, _, body = running.get("/1.0/healthcheck")
         (tmp_path / "moved").rename(running.spool)
