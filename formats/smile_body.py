@@ -1,0 +1,70 @@
+"""Smile bodies (Jackson's binary JSON, 1.0): objects with the keys of a JSON event, one or more, or arrays of them.
+
+The payload is kept as JSON text, so that every destination takes it. Integers and decimals keep all
+their digits, floats become the shortest number that is read as the same double, binary values base64
+texts, a reference the text that it means.
+
+Each value of the body is written as JSON, and formats/json_body.py judges it. Who fails with what:
+
+* The tokens make sense, but what they say is no JSON: that event alone. So with a text that is not
+  UTF-8, a number that is not finite, an integer or the digits of a decimal of more than 1,024 bytes,
+  a reference to nothing, more than 64 levels, more than EVENT_BYTES_MAX of JSON.
+* The tokens make no sense, or the body ends too early: all of the rest, as one failure.
+* What is good becomes larger than EVENTS_BYTES_MAX: the body as a whole, as with a gzip bomb.
+
+All of it takes time in proportion to the bytes that are read and written.
+"""
+
+from formats.event import Decoded, Defaults
+from formats.json_body import decode_json
+from formats.smile_reader import SmileReader
+
+EVENTS_BYTES_MAX = 32 * 1024 * 1024  # a record of the spool holds no more
+EVENT_BYTES = 96  # what an event takes beside its text
+BATCH_BYTES = 128 * 1024  # of JSON text that is judged together
+
+
+def decode_smile(body: bytes, defaults: Defaults) -> Decoded:
+    """Read a body. Errors: none; what is wrong stands in the result."""
+    decoded = Decoded()
+    texts: list[bytes] = []
+    waiting = stored = 0  # bytes of texts, and of the events that were made of the ones before
+    for element in SmileReader(body).elements():
+        if isinstance(element, bytes):
+            texts.append(element)
+            waiting += len(element)
+            if waiting < BATCH_BYTES:
+                continue
+        stored += _judge(texts, defaults, decoded)
+        waiting = 0
+        if stored > EVENTS_BYTES_MAX:
+            break
+        if isinstance(element, str):
+            decoded.fail(element, _position(decoded))
+        elif isinstance(element, int):
+            decoded.fail("not an object with eventName and payload", _position(decoded), element)
+    stored += _judge(texts, defaults, decoded)
+    if stored > EVENTS_BYTES_MAX:
+        count, decoded = _position(decoded), Decoded()
+        decoded.fail(f"the JSON of the body's events is larger than {EVENTS_BYTES_MAX} bytes", 0, count)
+    return decoded
+
+
+def _judge(texts: list[bytes], defaults: Defaults, decoded: Decoded) -> int:
+    """Make events of ``texts`` and empty the list. Returns what the events take in memory, in bytes."""
+    if not texts:
+        return 0
+    text = b"[" + b",".join(texts) + b"]"
+    texts.clear()
+    position = _position(decoded)
+    judged = decode_json(text, defaults)
+    for failure in judged.failures:
+        decoded.fail(failure.reason, position + failure.at)
+    decoded.failed += judged.failed - len(judged.failures)
+    decoded.events += judged.events
+    return sum([EVENT_BYTES + len(event.payload) for event in judged.events])
+
+
+def _position(decoded: Decoded) -> int:
+    """Where the next value stands: each one before it is an event or a failure."""
+    return len(decoded.events) + decoded.failed
