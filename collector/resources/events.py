@@ -13,6 +13,7 @@ from formats.content_encoding import TooLarge, UnknownEncoding, decode_body
 from formats.event import Decoded, Defaults, FormatError, check_name
 from formats.json_body import decode_json
 from formats.msgpack_body import decode_msgpack
+from formats.smile_body import decode_smile
 from formats.thrift_body import decode_thrift
 from formats.times import parse_date, parse_granularity
 
@@ -25,6 +26,8 @@ BODY_FORMATS: dict[str, tuple[str, Decoder]] = {
     "application/msgpack": ("msgpack", decode_msgpack),
     "application/x-msgpack": ("msgpack", decode_msgpack),
     "application/vnd.msgpack": ("msgpack", decode_msgpack),
+    "application/json+smile": ("smile", decode_smile),
+    "application/x-jackson-smile": ("smile", decode_smile),
     "application/thrift": ("thrift", decode_thrift),
     "application/x-thrift": ("thrift", decode_thrift),
     "application/vnd.apache.thrift.binary": ("thrift", decode_thrift),

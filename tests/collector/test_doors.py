@@ -14,7 +14,7 @@ from formats.event_json import EventJson
 from tests.services.collector import RunningCollector, stored_events
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "ning.json").read_text())
-GROUPS = ("get_v1", "get_v2", "json", "thrift_legacy", "thrift_raw")
+GROUPS = ("get_v1", "get_v2", "json", "smile", "thrift_legacy", "thrift_raw")
 CASES = [case for case in VECTORS if case["group"] in GROUPS]
 #: Sent to a collector whose disk is said to be full.
 REFUSED = [case for case in CASES if "setup" in case]
