@@ -1,6 +1,8 @@
 """Put the way out together: the settings' forwarders, their counters, the spool, one flusher."""
 
 import importlib
+import logging
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -36,13 +38,21 @@ def build_flusher(settings: Settings) -> Flusher:
 
 
 def run_flusher(settings: Settings) -> int:
-    """Forward until SIGTERM or SIGINT; returns the exit code, 75 when another flusher works on this spool."""
+    """Forward until SIGTERM or SIGINT; returns the exit code, 75 when another flusher works on this spool.
+
+    Where a destination hangs it does not return but ends the process: the interpreter would wait for the threads that
+    a client library has started, for as long as that library waits for its server.
+    """
     flusher = build_flusher(settings)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         # in a thread of its own: this one may hold the event's lock at the moment of the signal
         signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
-    return flusher.run(stop)
+    code = flusher.run(stop)
+    if flusher.hangs:
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 def event_json(settings: Settings) -> EventJson:

@@ -49,6 +49,7 @@ class Flusher:
 
     Owner:   one thread; `run` or `flush_once`, once.
     Threads: one per enabled forwarder, all daemons: one that hangs in a send does not keep the process.
+    ``hangs``: a forwarder's thread was left behind, and with it whatever its destination's library has running.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Flusher:
         self._oddities = Oddities()
         self._ballast = Ballast(directory)
         self._partly: dict[str, set[str]] = {}
+        self.hangs = False
         self._threads: dict[str, LaneThread] = {}
         self._salvage_at = self._measure_at = monotonic()
         self._complaints: set[str] = set()
@@ -158,7 +160,8 @@ class Flusher:
             thread.stop()
         deadline = time.monotonic() + STOP_S
         for thread in self._threads.values():
-            thread.end(max(0.0, deadline - time.monotonic()))
+            if not thread.end(max(0.0, deadline - time.monotonic())):
+                self.hangs = True
         log.info("flusher stopped")
 
     # What it does again and again

@@ -58,16 +58,18 @@ class LaneThread:
         if self._lane is not None:
             self._lane.stop()
 
-    def end(self, timeout_s: float) -> None:
-        """Wait for its end; one that hangs in a send is left behind."""
+    def end(self, timeout_s: float) -> bool:
+        """Wait for its end; False when it hangs in a send and is left behind."""
         if self._lane is None or self._thread is None:
-            return
+            return True
         self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            self._lane.abandon()
-            log.warning(
-                "forwarder hangs in a send; its batch will be sent again", extra={"forwarder": self._configured.name}
-            )
+        if not self._thread.is_alive():
+            return True
+        self._lane.abandon()
+        log.warning(
+            "forwarder hangs in a send; its batch will be sent again", extra={"forwarder": self._configured.name}
+        )
+        return False
 
     def _start(self) -> None:
         self._started_at = self._monotonic()

@@ -424,6 +424,35 @@ def test_flush_delivers_until_it_is_told_to_stop(spool: SpoolDirectory, config: 
     assert (sent["sent"], sent["running"]) == (1, False)
 
 
+def test_flush_ends_soon_whatever_threads_of_its_libraries_hang(
+    spool: SpoolDirectory, config: Path, tmp_path: Path
+) -> None:
+    """An InfluxDB that takes the connection and never answers; its client waits 30 s, in threads of its own."""
+    (tmp_path / "token").write_text("secret")
+    store(spool, [event("a")])
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with config.open("a") as settings:
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            settings.write(
+                f'[forwarders.influxdb]\nurl = "{url}"\norg = "o"\nbucket = "b"\n'
+                f'token_file = "{tmp_path}/token"\nbatch_max_age_s = 0.0\n'
+            )
+        command = [sys.executable, "-m", "collector", "flush", "--config", str(config)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as flusher:
+            try:
+                silent.settimeout(30)
+                with silent.accept()[0] as connection:
+                    connection.settimeout(30)
+                    connection.recv(1)  # it is sending
+                    flusher.terminate()
+                    log = flusher.communicate(timeout=10)[1]
+            finally:
+                flusher.kill()
+
+    assert flusher.returncode == 0, log
+    assert "flusher stopped" in log
+
+
 @pytest.mark.parametrize("arguments", [["flush"], ["flush", "--once"]])
 def test_a_second_flusher_ends_with_75(run: Run, spool: SpoolDirectory, arguments: list[str]) -> None:
     with (spool.path / "LOCK").open("w") as lock:
