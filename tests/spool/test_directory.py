@@ -44,7 +44,7 @@ def test_a_start_that_was_cut_short_is_completed_by_the_next(tmp_path: Path) -> 
 
 
 def test_processes_that_start_together_agree_on_one_spool(tmp_path: Path) -> None:
-    with multiprocessing.get_context("fork").Pool(8) as pool:
+    with multiprocessing.get_context("spawn").Pool(8) as pool:  # a fork would take locks and signal handlers along
         instances = pool.map(_instance_of, [tmp_path / "spool"] * 32, chunksize=1)
 
     assert len(set(instances)) == 1
