@@ -59,6 +59,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         self._quick = False
         self._aborted = False
         self._rounds = 0
+        self._maintained = True
         self._listeners = Listeners([sock.sock for sock in self.sockets], backlog=self.cfg.backlog)
         if self.cfg.workers > 1 and not self.cfg.reuse_port:
             self._listeners.bind_own()  # before privileges are dropped
@@ -129,8 +130,11 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         hub.beat(time.time())
         try:
             hub.maintain()
+            self._maintained = True
         except Exception:
-            log.exception("maintenance failed")
+            if self._maintained:  # said once, not ten times a second, until it works again
+                log.exception("maintenance failed")
+            self._maintained = False
         if self._rounds % NOTIFY_EVERY == 0:
             self.notify()
             if self.alive and self._is_orphan():

@@ -295,3 +295,12 @@ def test_the_app_is_maintained_and_closed_once(tmp_path: Path) -> None:
 
         assert server.stop() == 0
         assert server.lines("closed") == [pid]
+
+
+def test_maintenance_that_keeps_failing_is_logged_once_and_requests_are_answered(tmp_path: Path) -> None:
+    with Server(tmp_path) as server:
+        (server.state / "broken").write_text("maintenance")
+        wait_until(lambda: len(server.lines("failed")) >= 5, what="maintenance fails again and again")
+
+        assert server.ask(get("/pid")).status == 200
+        assert server.log.read_text().count("maintenance failed") == 1

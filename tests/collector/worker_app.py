@@ -164,6 +164,9 @@ class App:
         self.maintained += 1
         if self.maintained == 3:
             _append("maintained", str(os.getpid()))
+        if _text("broken") == "maintenance":
+            _append("failed", "")
+            raise OSError("a bug in maintain")
 
     def close(self) -> None:
         _append("closed", str(os.getpid()))
