@@ -6,7 +6,6 @@ for all requests of an event-loop tick at once (``environ["collector.held"]``), 
 Nothing is counted as accepted, and no reply says 202, before its commit has returned.
 """
 
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -78,7 +77,7 @@ class Intake:
         self._counters = counters
         self._unsynced_since: float | None = None
         self._lock = threading.Lock()
-        self._maintainer: tuple[int, threading.Thread] | None = None
+        self._maintainer: threading.Thread | None = None
 
     def refusal(self) -> str | None:
         """Why nothing is taken at the moment, or None. Costs a cached look at the disk."""
@@ -171,13 +170,14 @@ class Intake:
             self._counters.publish_writer(self.writer.state, self.writer.open_bytes)
 
     def _ensure_maintainer(self) -> None:
-        if self._maintainer is not None and self._maintainer[0] == os.getpid():
-            return
-        with self._lock:
-            if self._maintainer is None or self._maintainer[0] != os.getpid():  # threads do not survive a fork
-                thread = threading.Thread(target=self._maintain_for_ever, name="spool-maintainer", daemon=True)
-                self._maintainer = (os.getpid(), thread)
-                thread.start()
+        """Start the thread at the first request, after a fork (no thread survives one), and when it died of a bug."""
+        if self._maintainer is None or not self._maintainer.is_alive():
+            with self._lock:
+                if self._maintainer is None or not self._maintainer.is_alive():
+                    self._maintainer = threading.Thread(
+                        target=self._maintain_for_ever, name="spool-maintainer", daemon=True
+                    )
+                    self._maintainer.start()
 
     def _maintain_for_ever(self) -> None:
         while True:

@@ -37,6 +37,8 @@ class LivenessResource:
         resp.content_type = "text/plain"
         resp.data = b"ok\n"
 
+    on_head = on_get  # some load balancers ask so
+
 
 class ReadinessResource:
     """``GET /readyz``: whether events would be taken now; 503 while draining or refusing."""
@@ -51,6 +53,8 @@ class ReadinessResource:
             raise unavailable(refusal)
         resp.content_type = "text/plain"
         resp.data = b"ok\n"
+
+    on_head = on_get
 
 
 class MetricsResource:

@@ -361,3 +361,10 @@ def test_a_request_that_cannot_be_read_at_all_is_one_rejected_event(collector: R
         assert headers["Warning"].startswith('199 - "[0 successes] [1 failures] [')
         assert json.loads(body)["failures"][0]["reason"]
     assert rejected() == before + 2
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_a_load_balancer_may_ask_with_head(collector: RunningCollector, path: str) -> None:
+    status, _, body = collector.request("HEAD", path)
+
+    assert (status, body) == (200, b"")
