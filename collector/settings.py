@@ -41,6 +41,7 @@ batch_max_age_s = 5
 FORWARDER_MODULES = {
     "archive": ("forwarders.archive", "archive"),
     "influxdb": ("forwarders.influxdb", "influxdb"),
+    "mongodb": ("forwarders.mongodb", "mongodb"),
     "rabbitmq": ("forwarders.rabbitmq", "rabbitmq"),
 }
 

@@ -25,6 +25,7 @@ NOBODY_IMPORTS = {"scripts", "tests"}
 
 #: Library → the modules of ours that may know it. A library that is not named here is not to be imported.
 KNOWN_TO = {
+    "bson": ["forwarders/bson_document.py", "forwarders/mongodb.py"],
     "click": ["collector/cli*.py"],
     "falcon": ["collector/app.py", "collector/resources/*.py"],
     "gunicorn": ["collector/http_server.py", "collector/worker.py"],
@@ -34,11 +35,15 @@ KNOWN_TO = {
     "msgspec": ["*.py"],
     "pika": ["forwarders/amqp_*.py", "forwarders/rabbitmq.py"],
     "prometheus_client": ["collector/exposition.py"],
+    "pymongo": ["forwarders/mongodb.py"],
     "rich": ["collector/cli_output.py"],
     "urllib3": ["forwarders/influx_endpoint.py"],
     "uvloop": ["collector/worker.py"],
     "zstandard": ["formats/content_encoding.py", "forwarders/archive.py"],
 }
+
+#: Library → the one that it is installed with.
+BROUGHT_BY = {"bson": "pymongo"}
 
 #: Where somebody's machine shows through: this checkout's own place, and home directories.
 PLACES = re.compile(rb"%s/|file:///|/home/\w+/|/Users/\w+/|/root/" % re.escape(str(ROOT)).encode())
@@ -111,7 +116,8 @@ def test_what_is_imported_is_what_is_declared() -> None:
     for name in extras.keys() - {"dev", "all"}:
         declared += extras[name].split()
 
-    assert {line.split(">=")[0].replace("-", "_") for line in declared} == set(KNOWN_TO)
+    assert {line.split(">=")[0].replace("-", "_") for line in declared} == set(KNOWN_TO) - set(BROUGHT_BY)
+    assert set(BROUGHT_BY.values()) <= set(KNOWN_TO)
     assert {top(each.module) for each in imports()} >= set(KNOWN_TO)
 
 

@@ -168,11 +168,11 @@ def test_every_error_is_listed_with_its_file_and_path(tmp_path: Path) -> None:
         ("forwarders.archive.names = []", 'forwarders.archive.names = []: expected at least one pattern, such as "*"'),
         (
             'forwarders.files.path = "x"',
-            'forwarders.files.type = "files": expected "archive" or "influxdb" or "rabbitmq"',
+            'forwarders.files.type = "files": expected "archive" or "influxdb" or "mongodb" or "rabbitmq"',
         ),
         (
             "forwarders.files.type = [1]",
-            'forwarders.files.type = [1]: expected "archive" or "influxdb" or "rabbitmq"',
+            'forwarders.files.type = [1]: expected "archive" or "influxdb" or "mongodb" or "rabbitmq"',
         ),
         ("forwarders.spool = {}", "forwarders.spool: expected a name of a-z, 0-9, _ and -, other than spool"),
         ("forwarders = 3", "forwarders = 3: expected a table"),
