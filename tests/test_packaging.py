@@ -68,10 +68,20 @@ def test_the_lock_pins_every_dependency_with_hashes_and_names_no_index() -> None
     config.read(ROOT / "setup.cfg")
     extras = config["options.extras_require"]
     wanted = "\n".join([config["options"]["install_requires"], *(extras[name] for name in extras if name != "all")])
-    lock = (ROOT / "requirements.lock").read_text()
 
+    pinned = pinned_in("requirements.lock")
+
+    assert {line.split(">=")[0] for line in wanted.split()} <= pinned
+
+
+def test_the_lock_of_the_tests_server_pins_with_hashes_too() -> None:
+    assert "secantusdb" in pinned_in("requirements-services.lock") - pinned_in("requirements.lock")
+
+
+def pinned_in(name: str) -> set[str]:
+    """The packages in a lock, all of which must have hashes."""
+    lock = (ROOT / name).read_text()
     pinned = re.findall(r"^([a-z0-9-]+)==\S+(?: ; .*)? \\\n    --hash=sha256:[0-9a-f]{64}", lock, re.MULTILINE)
-
-    assert {line.split(">=")[0] for line in wanted.split()} <= set(pinned)
     assert len(pinned) == len(re.findall(r"^[a-z]", lock, re.MULTILINE))
     assert "://" not in lock
+    return set(pinned)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.services.influx import Influx
+from tests.services.mongo import Mongo
 from tests.services.rabbit import Rabbit
 from tests.services.tcp_proxy import TcpProxy
 
@@ -27,6 +28,18 @@ def influx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Influx]:
     if not Influx.is_installed():
         pytest.skip("influxdb or nginx is not installed")
     server = Influx(tmp_path_factory.mktemp("influx"))
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def mongo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
+    """A MongoDB; each test takes a database of its own, and leaves no failpoint on."""
+    if not Mongo.is_installed():
+        pytest.skip("SecantusDB is not installed")
+    server = Mongo(tmp_path_factory.mktemp("mongo"))
     try:
         yield server.start()
     finally:
