@@ -10,7 +10,8 @@ Each value of the body is written as JSON, and formats/json_body.py judges it. W
   UTF-8, a number that is not finite, an integer or the digits of a decimal of more than 1,024 bytes,
   a reference to nothing, more than 64 levels, more than EVENT_BYTES_MAX of JSON.
 * The tokens make no sense, or the body ends too early: all of the rest, as one failure.
-* What is good becomes larger than EVENTS_BYTES_MAX: the body as a whole, as with a gzip bomb.
+* The good ones take more than EVENTS_BYTES_MAX: the body as a whole, as with a gzip bomb. Events of
+  25 bytes each with all their texts shared take that when they come in 8 MiB.
 
 All of it takes time in proportion to the bytes that are read and written.
 """
@@ -19,8 +20,8 @@ from formats.event import Decoded, Defaults
 from formats.json_body import decode_json
 from formats.smile_reader import SmileReader
 
-EVENTS_BYTES_MAX = 32 * 1024 * 1024  # a record of the spool holds no more
-EVENT_BYTES = 96  # what an event takes beside its text
+EVENTS_BYTES_MAX = 64 * 1024 * 1024  # in memory
+EVENT_BYTES = 128  # of them for each event, beside its text
 BATCH_BYTES = 128 * 1024  # of JSON text that is judged together
 
 
@@ -46,7 +47,7 @@ def decode_smile(body: bytes, defaults: Defaults) -> Decoded:
     stored += _judge(texts, defaults, decoded)
     if stored > EVENTS_BYTES_MAX:
         count, decoded = _position(decoded), Decoded()
-        decoded.fail(f"the JSON of the body's events is larger than {EVENTS_BYTES_MAX} bytes", 0, count)
+        decoded.fail(f"the body's events take more than {EVENTS_BYTES_MAX} bytes", 0, count)
     return decoded
 
 
