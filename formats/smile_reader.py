@@ -29,7 +29,7 @@ from formats.json_body import DEPTH_MAX
 from formats.smile_shared import SMALL_BYTES, Shared, short_name
 from formats.smile_tokens import NOT_UTF8, READERS, BrokenBody, long_text_end, quoted
 
-EVENT_BYTES_MAX = 16 * 1024 * 1024  # of its JSON text: a byte can stand for any name that came before
+EVENT_BYTES_MAX = 12 * 1024 * 1024  # of its JSON text: room for binary values of 8 MiB
 
 SHARED_NAMES, SHARED_VALUES = 0x01, 0x02
 
