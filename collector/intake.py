@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from collector.filters import Filters
 from collector.metrics import Counters
+from collector.receipt import Receipt
 from collector.settings import DurabilitySettings
 from formats.envelope import encode_envelope
-from formats.event import Event
+from formats.event import Decoded
 from formats.pixel import Sender
 from spool.record import EVENTS_MAX, PAYLOAD_MAX_BYTES
 from spool.watermark import Watermark
@@ -88,24 +89,24 @@ class Intake:
     def accept(
         self,
         source: str,
-        events: list[Event],
+        decoded: Decoded,
         sender: Sender,
         *,
         path: str = "",
-        rejected: int = 0,
         held: list[Held] | None = None,
-    ) -> None:
-        """Store ``events``, or arrange that they are stored before the reply goes.
+    ) -> Receipt:
+        """Store the events of a request, or arrange that they are stored before the reply goes.
 
-        ``rejected`` counts the request's other events, which could not be read. Filtered events are
-        dropped here: their sender is told that they were accepted. ``path`` is the door's, for counting.
+        Returns what became of each of them; those that could not be read are counted as failed. When it returns and
+        no event was accepted, nothing is stored. ``path`` is the door's, for counting.
         """
-        offered = len(events)
-        events = self._filters.keep(events, sender)
-        filtered = offered - len(events)
+        rejected = decoded.failed
+        events = self._filters.keep(decoded.events, sender)
+        filtered = len(decoded.events) - len(events)
+        receipt = Receipt(len(events), filtered, rejected, decoded.failures)
         if not events:
             self._counters.count_events(source, 0, filtered, rejected)
-            return
+            return receipt
         payload = encode_envelope(source, sender.received_ms, events)
         if len(payload) > PAYLOAD_MAX_BYTES or len(events) > EVENTS_MAX:
             raise TooMuch(f"{len(events)} events of {len(payload)} bytes are too much for one request")
@@ -113,15 +114,16 @@ class Intake:
         record = Held(path, source, payload, time.time_ns(), len(events), filtered, rejected, durability)
         if held is not None:
             held.append(record)
-            return
+            return receipt
         self._ensure_maintainer()
         with self._lock:
             reason = self.commit((record,))
         if reason is not None:
             raise Unavailable(reason)
+        return receipt
 
     def reject(self, source: str, rejected: int) -> None:
-        """Count the events of a request of which nothing could be accepted."""
+        """Count the events of a request that could not be read at all."""
         self._counters.count_events(source, 0, 0, rejected)
 
     def count_body(self, size: int) -> None:

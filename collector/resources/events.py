@@ -83,29 +83,20 @@ class EventsResource:
             self._intake.reject(source, 1)
             raise malformed(exc.reason, [exc], 1) from exc
         decoded = decode(body, defaults)
-        if not decoded.events:
-            failed = max(decoded.failed, 1)
-            self._intake.reject(source, failed)
-            failures = decoded.failures or [FormatError("the body holds no event")]
-            raise malformed("no event could be accepted", failures, failed)
-        accepted = len(decoded.events)  # before the filters: a filtered event is answered as accepted
+        if not decoded.events and not decoded.failed:
+            decoded.fail("the body holds no event", 0)
         try:
-            self._intake.accept(
-                source,
-                decoded.events,
-                sender,
-                path=req.path,
-                rejected=decoded.failed,
-                held=req.env.get("collector.held"),
-            )
+            receipt = self._intake.accept(source, decoded, sender, path=req.path, held=req.env.get("collector.held"))
         except Unavailable as exc:
             raise unavailable(str(exc)) from exc
         except TooMuch as exc:
             raise refused(falcon.HTTP_413, str(exc)) from exc
+        if not receipt.taken:
+            raise malformed("no event could be accepted", receipt.failures, receipt.failed)
         resp.status = falcon.HTTP_202
         resp.content_type = "text/plain"
-        if decoded.failed:
-            resp.set_header("Warning", warning(accepted, decoded.failed, decoded.failures[0]))
+        if receipt.failed:
+            resp.set_header("Warning", warning(receipt.taken, receipt.failed, receipt.failures[0]))
 
     def on_options(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer a preflight."""

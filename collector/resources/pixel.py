@@ -9,7 +9,7 @@ from collector.intake import Intake, Unavailable
 from collector.problem import Headers, common_headers
 from collector.resources.answers import NOT_CACHED, PIXEL, malformed, preflight_headers, unavailable
 from collector.sender import SenderReader
-from formats.event import FormatError
+from formats.event import Decoded, FormatError
 from formats.pixel import parse_pixel
 
 
@@ -34,7 +34,9 @@ class PixelResource:
             self._intake.reject(self._source, 1)
             raise malformed("the event in v= cannot be read", [exc], 1) from exc
         try:
-            self._intake.accept(self._source, [event], sender, path=req.path, held=req.env.get("collector.held"))
+            self._intake.accept(
+                self._source, Decoded([event]), sender, path=req.path, held=req.env.get("collector.held")
+            )
         except Unavailable as exc:
             raise unavailable(str(exc)) from exc
         resp.status = falcon.HTTP_202
@@ -72,7 +74,7 @@ class PixelShortcut:
             event = parse_pixel(environ["QUERY_STRING"], base64=self._base64, sender=sender)
         except FormatError:
             return None
-        self._intake.accept(self._source, [event], sender, path=environ["PATH_INFO"], held=held)
+        self._intake.accept(self._source, Decoded([event]), sender, path=environ["PATH_INFO"], held=held)
         headers = self._headers(environ) if "HTTP_ORIGIN" in environ else self._headers_without_origin
         start_response(falcon.HTTP_202, headers)
         return [PIXEL]
