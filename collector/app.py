@@ -8,25 +8,22 @@ being stopped, ``environ["collector.stopping"]`` is there.
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import falcon
 
-from collector.filters import Filters
+from collector.entrance import open_entrance
 from collector.health import Health
 from collector.intake import Held, Intake
 from collector.limits import Limits
-from collector.metrics import Backlog, Counters
+from collector.metrics import Counters
 from collector.problem import PROBLEM_TYPE, Headers, common_headers, problem
 from collector.resources.events import EventsResource, beacon_format, event_format
 from collector.resources.health import HealthcheckResource, LivenessResource, MetricsResource, ReadinessResource
 from collector.resources.pixel import PixelResource, PixelShortcut
 from collector.sender import sender_reader
 from collector.settings import Settings, load
-from spool.directory import SpoolDirectory
-from spool.watermark import Watermark, retry_after_s
-from spool.writer import SpoolWriter
+from spool.watermark import retry_after_s
 
 
 class CollectorApp:
@@ -140,23 +137,10 @@ def create_app(settings: Settings | None = None) -> CollectorApp:
     Errors: SettingsError, SpoolError.
     """
     settings = settings or load(None, os.environ)
-    directory = SpoolDirectory.open(Path(settings.spool.path))
-    counters = Counters.http(directory.metrics)
-    writer = SpoolWriter(
-        directory,
-        segment_max_bytes=settings.spool.segment_max_bytes,
-        segment_max_age_s=settings.spool.segment_max_age_s,
-        on_sealed=counters.count_sealed,
-    )
-    watermark = Watermark(
-        directory.path,
-        min_free_bytes=settings.spool.min_free_bytes,
-        max_spool_bytes=settings.spool.max_spool_bytes,
-        backlog_bytes=Backlog(directory.metrics),
-    )
-    intake = Intake(writer, watermark, Filters(settings.filters), settings.durability, counters)
+    entrance = open_entrance(settings)
+    directory, counters, intake = entrance.directory, entrance.counters, entrance.intake
     sender_of = sender_reader(settings.http.trusted_proxies)
-    health = Health(directory, watermark, settings)
+    health = Health(directory, entrance.watermark, settings)
     limit = settings.http.max_body_bytes
 
     routes: falcon.App[Any, Any] = falcon.App(middleware=[_EveryAnswer(counters)])

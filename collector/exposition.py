@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 
-from collector.metrics import FLUSHER, FORWARDER, HTTP, Metric, Totals
+from collector.metrics import DOOR_KINDS, FLUSHER, FORWARDER, HTTP, Metric, Totals
 
 
 def render(totals: Totals, disk: os.statvfs_result | None) -> bytes:
@@ -30,12 +30,13 @@ class _Families:
 
     def collect(self) -> Iterator[Family]:
         totals = self._totals
-        workers = [each for each in totals.live if each.kind == "http"]
+        workers = [each for each in totals.live if each.kind in DOOR_KINDS]
         for metric in HTTP:
             if metric.kind == "gauge":
                 per_worker = GaugeMetricFamily("collector_" + metric.name, metric.text, labels=["worker"])
                 for worker in workers:
-                    per_worker.add_metric([str(worker.number)], worker.values.get(metric.name, 0))
+                    label = str(worker.number) if worker.kind == "http" else f"{worker.kind}-{worker.number}"
+                    per_worker.add_metric([label], worker.values.get(metric.name, 0))
                 yield per_worker
             else:
                 yield _family("collector_", metric, [((), totals.http)])
@@ -56,7 +57,7 @@ class _Families:
                 "collector_disk_free_inodes", "Inodes free on the spool's disk.", self._disk.f_favail
             )
         live = GaugeMetricFamily("collector_processes", "Processes that run now.", labels=["kind"])
-        for kind in ("http", "flusher"):
+        for kind in (*DOOR_KINDS, "flusher"):
             live.add_metric([kind], sum(each.kind == kind for each in totals.live))
         yield live
 

@@ -59,7 +59,9 @@ class Metric:
         return names
 
 
-#: What an HTTP worker (or a listener) counts.
+#: Processes with doors: HTTP workers, and the one with the listeners for other protocols.
+DOOR_KINDS = ("http", "listen")
+#: What each of them counts.
 HTTP = (
     Metric(
         "events_total", "counter", "Events by door and by what became of them; exactly one outcome each.",
@@ -137,6 +139,11 @@ class Counters:
     def http(cls, directory: Path) -> "Counters":
         """Take the lowest free slot of the HTTP workers in the spool's ``_metrics``."""
         return cls(_slot(directory, "http", HTTP))
+
+    @classmethod
+    def listen(cls, directory: Path) -> "Counters":
+        """Take the lowest free slot of the listeners."""
+        return cls(_slot(directory, "listen", HTTP))
 
     def add(self, name: str, n: int = 1) -> None:
         """Raise any counter of `HTTP`."""
@@ -264,7 +271,7 @@ def read_all(directory: Path) -> Totals:
     readings = read_slots(directory)
     names = {each.kind.removeprefix("forwarder-") for each in readings if each.kind.startswith("forwarder-")}
     return Totals(
-        http=_sum(HTTP, [each for each in readings if each.kind == "http"]),
+        http=_sum(HTTP, [each for each in readings if each.kind in DOOR_KINDS]),
         flusher=_sum(FLUSHER, [each for each in readings if each.kind == "flusher"]),
         forwarders={
             name: _sum(FORWARDER, [each for each in readings if each.kind == f"forwarder-{name}"])

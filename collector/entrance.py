@@ -1,0 +1,46 @@
+"""Put the way in together: counters, writer, watermark, filters, one intake. Every process with a door does it here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from collector.filters import Filters
+from collector.intake import Intake
+from collector.metrics import Backlog, Counters
+from collector.settings import Settings
+from spool.directory import SpoolDirectory
+from spool.watermark import Watermark
+from spool.writer import SpoolWriter
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """What the doors of one process share."""
+
+    directory: SpoolDirectory
+    counters: Counters
+    watermark: Watermark
+    intake: Intake
+
+
+def open_entrance(settings: Settings, counters_in: Callable[[Path], Counters] = Counters.http) -> Entrance:
+    """The entrance of this process; ``counters_in`` takes a slot of its kind of process.
+
+    Errors: SpoolError.
+    """
+    directory = SpoolDirectory.open(Path(settings.spool.path))
+    counters = counters_in(directory.metrics)
+    writer = SpoolWriter(
+        directory,
+        segment_max_bytes=settings.spool.segment_max_bytes,
+        segment_max_age_s=settings.spool.segment_max_age_s,
+        on_sealed=counters.count_sealed,
+    )
+    watermark = Watermark(
+        directory.path,
+        min_free_bytes=settings.spool.min_free_bytes,
+        max_spool_bytes=settings.spool.max_spool_bytes,
+        backlog_bytes=Backlog(directory.metrics),
+    )
+    intake = Intake(writer, watermark, Filters(settings.filters), settings.durability, counters)
+    return Entrance(directory, counters, watermark, intake)
