@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 import collector
+from collector.cli_collection import collection
 from collector.cli_config import config
 from collector.cli_quarantine import quarantine
 from collector.cli_settings import Failed, config_option, settings_option
@@ -82,7 +83,7 @@ def send(settings: "Settings", file: BinaryIO, url: str | None, batch: int, trie
         sys.exit(1)
 
 
-for command in (config, quarantine, spool, status):
+for command in (collection, config, quarantine, spool, status):
     cli.add_command(command)
 
 

@@ -44,23 +44,18 @@ def ls(settings: "Settings", as_json: bool) -> None:
 @settings_option
 def stat(settings: "Settings", as_json: bool) -> None:
     """Sum up what lies where, and what room is left."""
+    from collector.gate import watermark
     from collector.metrics import backlog_bytes
     from collector.spool_view import place_sums
-    from spool.watermark import Watermark
 
     directory = open_spool(settings)
     backlog = backlog_bytes(directory.metrics)
-    watermark = Watermark(
-        directory.path,
-        min_free_bytes=settings.spool.min_free_bytes,
-        max_spool_bytes=settings.spool.max_spool_bytes,
-        backlog_bytes=lambda: backlog,
-    )
+    marks = watermark(directory, settings.spool)
     room = {
         "backlog_bytes": backlog,
         "max_spool_bytes": settings.spool.max_spool_bytes,
-        "free_bytes": watermark.free_bytes(),
-        "min_free_bytes": watermark.min_free_bytes(),
+        "free_bytes": marks.free_bytes(),
+        "min_free_bytes": marks.min_free_bytes(),
     }
     places = place_sums(directory)
     if as_json:

@@ -42,7 +42,12 @@ def sentences(found: dict[str, Any], now_s: float) -> Iterator[tuple[str, str]]:
     refusal = found["refusing"] or ("" if pids["http"] else "no HTTP worker runs")
     if silent and not refusal:
         refusal = f"nobody answers at {', '.join(silent)}"
-    taking = f"does not take events: {refusal}" if refusal else "takes events"
+    off = found["collection_off"]
+    if off:
+        since = f" for {age(now_s - off['since_ms'] / 1000)}" if off["since_ms"] else ""
+        why = f" ({off['reason']})" if off["reason"] else ""
+        yield "WARN", f"collection is switched off{since}{why}; collector collection on ends it"
+    taking = f"does not take events: {refusal}" if refusal else "is ready for events" if off else "takes events"
     yield "ERROR" if refusal else "OK", f"{taking}; address {', '.join(found['listening'])}; pid {pids['http'] or '-'}"
     yield (
         "OK" if pids["flusher"] else "ERROR",

@@ -1,14 +1,16 @@
-"""Put the way in together: counters, writer, watermark, filters, one intake. Every process with a door does it here."""
+"""Put the way in together: counters, writer, gate, filters, one intake. Every process with a door does it here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from collector.filters import Filters
+from collector.gate import Gate, watermark
 from collector.intake import Intake
-from collector.metrics import Backlog, Counters
+from collector.metrics import Counters
 from collector.settings import Settings
 from spool.directory import SpoolDirectory
+from spool.switch import Switch
 from spool.watermark import Watermark
 from spool.writer import SpoolWriter
 
@@ -36,11 +38,7 @@ def open_entrance(settings: Settings, counters_in: Callable[[Path], Counters] = 
         segment_max_age_s=settings.spool.segment_max_age_s,
         on_sealed=counters.count_sealed,
     )
-    watermark = Watermark(
-        directory.path,
-        min_free_bytes=settings.spool.min_free_bytes,
-        max_spool_bytes=settings.spool.max_spool_bytes,
-        backlog_bytes=Backlog(directory.metrics),
-    )
-    intake = Intake(writer, watermark, Filters(settings.filters), settings.durability, counters)
-    return Entrance(directory, counters, watermark, intake)
+    marks = watermark(directory, settings.spool)
+    gate = Gate(Switch.collection(directory), marks)
+    intake = Intake(writer, gate, Filters(settings.filters), settings.durability, counters)
+    return Entrance(directory, counters, marks, intake)

@@ -11,10 +11,12 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from collector.metrics import OUTCOMES, SOURCES, Totals, read_all
+from collector.gate import off_sentence
+from collector.metrics import OUTCOMES, REFUSALS, SOURCES, WRITER_STATES, Totals, read_all
 from collector.settings import ForwarderSettings, Settings
 from forwarders.status import ForwarderStatus, read_status
 from spool.directory import SpoolDirectory
+from spool.switch import Switch
 from spool.watermark import Watermark
 
 FORMAT_VERSION = "1"
@@ -41,7 +43,7 @@ class Health:
         items += [self._forwarder(each, totals) for each in self._forwarders]
         if not self._forwarders:
             items.append(_item("ForwarderHealthCheck", "WARN", "no forwarder is configured: events stay in the spool"))
-        items.append(self._disk(totals))
+        items += [self._disk(totals), self._collection(totals)]
         return {
             "location": location,
             "size": len(items),
@@ -54,7 +56,11 @@ class Health:
         http = totals.http
         events = {each: sum(http[f"events_total/{source}/{each}"] for source in SOURCES) for each in OUTCOMES}
         workers = [each for each in totals.live if each.kind == "http"]
-        broken = [each.number for each in workers if each.values.get("writer_state")]
+        broken = {
+            each.number: WRITER_STATES[min(state, len(WRITER_STATES) - 1)]
+            for each in workers
+            if (state := each.values.get("writer_state", 0))
+        }
         figures = {
             "running": bool(workers) and not broken,
             "workers": len(workers),
@@ -74,7 +80,8 @@ class Health:
             + f", pendingFiles: {figures['pendingFiles']}, flushes: {figures['flushes']}"
         )
         if broken:
-            message += f", workers that cannot write: {broken}"
+            states = ", ".join(f"{number} ({state})" for number, state in broken.items())
+            message += f", workers that cannot write: {states}"
         return _item("WriterHealthCheck", "ERROR" if not figures["running"] else "OK", message, figures)
 
     def _forwarder(self, settings: ForwarderSettings, totals: Totals) -> Item:
@@ -110,7 +117,8 @@ class Health:
         return _item("ForwarderHealthCheck", code, message, figures)
 
     def _disk(self, totals: Totals) -> Item:
-        refusal = self._watermark.refusal()
+        found = self._watermark.refusal()
+        refusal = found.sentence if found else None
         try:
             free = self._watermark.free_bytes()
         except OSError as exc:
@@ -120,6 +128,22 @@ class Health:
         return _item(
             "DiskHealthCheck", "ERROR" if refusal else "OK", f"{message}, {refusal}" if refusal else message, figures
         )
+
+    def _collection(self, totals: Totals) -> Item:
+        """Whether a person has switched it off, and how many requests each reason has kept out so far."""
+        try:
+            off = Switch.collection(self._directory).read()
+        except OSError:
+            off = None  # the disk's own item says what is wrong with it
+        figures: dict[str, Any] = {
+            "on": off is None,
+            "sinceMs": off.since_ms if off else 0,
+            "refusedRequests": {kind: totals.http[f"refused_requests_total/{kind}"] for kind in REFUSALS},
+        }
+        message = f"on: {_word(off is None)}, refused: {sum(figures['refusedRequests'].values())}"
+        if off:
+            message += f", {off_sentence(off)}"
+        return _item("CollectionHealthCheck", "WARN" if off else "OK", message, figures)
 
 
 def _forwarder_code(settings: ForwarderSettings, figures: Mapping[str, Any], status: ForwarderStatus | None) -> Code:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from collector.filters import Filters
+from collector.gate import Gate
 from collector.metrics import Counters
 from collector.receipt import Receipt
 from collector.settings import DurabilitySettings
@@ -19,7 +20,7 @@ from formats.envelope import encode_envelope
 from formats.event import Decoded
 from formats.pixel import Sender
 from spool.record import EVENTS_MAX, PAYLOAD_MAX_BYTES
-from spool.watermark import Watermark
+from spool.watermark import Refusal
 from spool.writer import SpoolUnavailable, SpoolWriter
 
 MAINTAIN_S = 0.1
@@ -59,13 +60,13 @@ class Intake:
     def __init__(
         self,
         writer: SpoolWriter,
-        watermark: Watermark,
+        gate: Gate,
         filters: Filters,
         durability: DurabilitySettings,
         counters: Counters,
     ) -> None:
         self.writer = writer
-        self._watermark = watermark
+        self._gate = gate
         self._filters = filters
         self._durability = {
             "get_v1": durability.pixel,
@@ -82,9 +83,24 @@ class Intake:
 
     def refusal(self) -> str | None:
         """Why nothing is taken at the moment, or None. Costs a cached look at the disk."""
-        if self.writer.state != "ok":
-            return "the spool cannot be written" if self.writer.state == "unhealthy" else "the spool's disk is full"
-        return self._watermark.refusal()
+        found = self._refusal()
+        return found.sentence if found else None
+
+    def refuse(self) -> str | None:
+        """As `refusal`, for a request that is answered with it: counts it by its kind."""
+        found = self._refusal()
+        if found is None:
+            return None
+        self._counters.count_refused(found.kind)
+        return found.sentence
+
+    def _refusal(self) -> Refusal | None:
+        found = self._gate.refusal()
+        if self.writer.state == "ok" or (found and found.kind == "collection_off"):
+            return found
+        if self.writer.state == "unhealthy":
+            return Refusal("unhealthy", "the spool cannot be written")
+        return Refusal("disk_full", "the spool's disk is full")
 
     def accept(
         self,
@@ -143,7 +159,7 @@ class Intake:
             started = time.perf_counter()
             self.writer.commit(sync=sync)
         except SpoolUnavailable as exc:
-            self._counters.count_commit_failure(len(records))
+            self._counters.count_commit_failure(len(records), full=self.writer.state == "disk_full")
             return exc.reason
         counters = self._counters
         counters.observe_commit(time.perf_counter() - started)
@@ -164,6 +180,8 @@ class Intake:
             self.writer.sync()
         self.writer.maintain()
         self._counters.publish_writer(self.writer.state, self.writer.open_bytes)
+        self._gate.refusal()  # also without requests its changes are logged and shown
+        self._counters.set("collection_off", int(self._gate.is_off))
 
     def close(self) -> None:
         """Seal the open segment."""

@@ -34,6 +34,8 @@ DOORS = {
 STATUSES = (
     "200", "202", "204", "400", "401", "403", "404", "405", "408", "413", "414", "415", "429", "431", "500", "503",
 )  # fmt: skip
+#: What keeps a request out, each answered 503.
+REFUSALS = ("collection_off", "disk", "inodes", "backlog", "disk_full", "unhealthy")
 WRITER_STATES = ("ok", "disk_full", "unhealthy")
 COMMIT_BUCKETS_S = (0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
@@ -78,10 +80,15 @@ HTTP = (
     Metric("spool_syncs_total", "counter", "Commits that also waited for the disk (fdatasync)."),
     Metric("spool_commit_failures_total", "counter", "Commits that failed; all their requests were answered 503."),
     Metric("spool_commit_failed_requests_total", "counter", "Requests answered 503 because their commit failed."),
+    Metric(
+        "refused_requests_total", "counter", "Requests answered 503 because nothing is taken, by what keeps them out.",
+        (("reason", REFUSALS),),
+    ),
     Metric("sealed_segments_total", "counter", "Segments finished and handed over to the flusher."),
     Metric("sealed_bytes_total", "counter", "Bytes of these segments."),
     Metric("commit_seconds", "histogram", "How long commits took.", buckets=COMMIT_BUCKETS_S),
     Metric("writer_state", "gauge", "The spool's writer: 0 takes records, 1 the disk is full, 2 the disk fails."),
+    Metric("collection_off", "gauge", "1 while a person has switched collection off."),
     Metric("open_segment_bytes", "gauge", "Size of the segment that is being written."),
     Metric("connections", "gauge", "Open client connections."),
     Metric("buffered_bytes", "gauge", "Bytes of request bodies in memory."),
@@ -188,8 +195,13 @@ class Counters:
         cells[self._buckets + bisect.bisect_left(COMMIT_BUCKETS_S, seconds)] += 1
         cells[self._sum_us] += int(seconds * 1e6)
 
-    def count_commit_failure(self, requests: int) -> None:
-        """Count a commit that failed, and the requests that were answered 503 for it."""
+    def count_refused(self, kind: str, requests: int = 1) -> None:
+        """Count requests that are answered 503; ``kind`` is one of `REFUSALS`."""
+        self.slot.add(f"refused_requests_total/{kind}", requests)
+
+    def count_commit_failure(self, requests: int, *, full: bool = False) -> None:
+        """Count a commit that failed, because the disk was ``full`` or failed, and its requests, answered 503."""
+        self.count_refused("disk_full" if full else "unhealthy", requests)
         self.slot.add("spool_commit_failures_total")
         self.slot.add("spool_commit_failed_requests_total", requests)
 

@@ -10,14 +10,15 @@ from typing import Any
 from msgspec import structs
 
 from collector import ports
+from collector.gate import watermark
 from collector.health import Health
-from collector.metrics import Backlog, read_all
+from collector.metrics import read_all
 from collector.settings import Settings
 from collector.spool_view import place_sums
 from forwarders.status import read_status
 from spool.directory import SpoolDirectory
 from spool.quarantine import Quarantine
-from spool.watermark import Watermark
+from spool.switch import Switch
 
 
 def gather(settings: Settings, *, answers: Callable[[str], bool] = ports.answers) -> dict[str, Any]:
@@ -26,19 +27,15 @@ def gather(settings: Settings, *, answers: Callable[[str], bool] = ports.answers
     ``answers`` says whether somebody accepts connections at an address.
     """
     directory = SpoolDirectory.open(settings.spool.path, create=False)
-    backlog = Backlog(directory.metrics)
-    watermark = Watermark(
-        directory.path,
-        min_free_bytes=settings.spool.min_free_bytes,
-        max_spool_bytes=settings.spool.max_spool_bytes,
-        backlog_bytes=backlog,
-    )
-    items = Health(directory, watermark, settings).report("")["items"]
+    marks = watermark(directory, settings.spool)
+    items = Health(directory, marks, settings).report("")["items"]
     listening = {bind: _answers(bind, answers) for bind in settings.http.binds}
     if not all(listening.values()):
         silent = ", ".join(bind for bind, answered in listening.items() if not answered)
         items.append({"type": "ListenerHealthCheck", "code": "ERROR", "message": f"nobody answers at {silent}"})
     totals = read_all(directory.metrics)
+    refusal = marks.refusal()
+    off = Switch.collection(directory).read()
     codes = [item["code"] for item in items]
     said = {each.name: read_status(directory, each.name) for each in settings.forwarders}
     return {
@@ -46,11 +43,12 @@ def gather(settings: Settings, *, answers: Callable[[str], bool] = ports.answers
         "spool": str(directory.path),
         "listening": listening,
         "processes": [{"kind": each.kind, "number": each.number, "pid": each.pid} for each in totals.live],
-        "refusing": watermark.refusal(),
-        "backlog_bytes": backlog(),
+        "refusing": refusal.sentence if refusal else None,
+        "collection_off": off._asdict() if off else None,
+        "backlog_bytes": totals.backlog_bytes,
         "max_spool_bytes": settings.spool.max_spool_bytes,
-        "free_bytes": watermark.free_bytes(),
-        "min_free_bytes": watermark.min_free_bytes(),
+        "free_bytes": marks.free_bytes(),
+        "min_free_bytes": marks.min_free_bytes(),
         "items": items,
         "places": place_sums(directory),
         "forwarders": {name: structs.asdict(status) for name, status in said.items() if status is not None},

@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,13 @@ BACKLOG_RETURN: Final = 0.8
 FREE_INODES: Final = 0.01
 
 _GIB: Final = 1024**3
+
+
+class Refusal(NamedTuple):
+    """What keeps events out: its kind, for figures, and a sentence for the client."""
+
+    kind: str
+    sentence: str
 
 
 def retry_after_s() -> int:
@@ -59,11 +66,11 @@ class Watermark:
         self._backlog_bytes = backlog_bytes
         self._statvfs = statvfs
         self._monotonic = monotonic
-        self._refusal: str | None = None
+        self._refusal: Refusal | None = None
         self._measured_at = self._returned_at = float("-inf")
 
-    def refusal(self) -> str | None:
-        """Why no event can be taken now, a sentence for the client; None when it can."""
+    def refusal(self) -> Refusal | None:
+        """Why no event can be taken now; None when it can."""
         now = self._monotonic()
         if now - self._measured_at >= CACHE_S:
             self._measured_at = now
@@ -84,30 +91,30 @@ class Watermark:
             return self._min_free_bytes
         return max(_GIB, min(found.f_blocks * found.f_frsize // 20, 10 * _GIB))
 
-    def _measure(self) -> str | None:
+    def _measure(self) -> Refusal | None:
         """What keeps events out: at the outer marks while they are taken, at the inner ones while they are not."""
         refusing = self._refusal is not None
         try:
             found = self._statvfs(self._path)
         except OSError as exc:
-            return f"the spool's disk cannot be measured ({os.strerror(exc.errno or 0)})"
+            return Refusal("unhealthy", f"the spool's disk cannot be measured ({os.strerror(exc.errno or 0)})")
         free_scale = FREE_RETURN if refusing else 1.0
         if found.f_bavail * found.f_frsize < free_scale * self._min_free(found):
-            return "the disk is nearly full"
+            return Refusal("disk", "the disk is nearly full")
         if found.f_files and found.f_favail < free_scale * FREE_INODES * found.f_files:
-            return "the disk is nearly out of inodes"
+            return Refusal("inodes", "the disk is nearly out of inodes")
         if self._backlog_bytes() > (BACKLOG_RETURN if refusing else 1.0) * self._max_spool_bytes:
-            return "too many events wait for delivery"
+            return Refusal("backlog", "too many events wait for delivery")
         return None
 
-    def _move(self, found: str | None, now: float) -> None:
+    def _move(self, found: Refusal | None, now: float) -> None:
         if found == self._refusal:
             return
         if found is None:
             if now - self._returned_at < RETURN_EVERY_S:
                 return
             self._returned_at = now
-            log.info("events are taken again", extra={"reason": self._refusal})
-        elif self._refusal is None:
-            log.warning("events are refused", extra={"reason": found})
+            log.info("events are taken again", extra={"reason": self._refusal.sentence if self._refusal else ""})
+        elif self._refusal is None or self._refusal.kind != found.kind:
+            log.warning("events are refused", extra={"reason": found.sentence})
         self._refusal = found

@@ -68,7 +68,7 @@ class EventsResource:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Store what can be read of the body, and say what could not."""
-        refusal = self._intake.refusal()
+        refusal = self._intake.refuse()
         if refusal is not None:
             raise unavailable(refusal)
         chosen = self._format_of(req.env.get("CONTENT_TYPE", ""))

@@ -24,7 +24,7 @@ class PixelResource:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Store the event of ``v=``."""
-        refusal = self._intake.refusal()
+        refusal = self._intake.refuse()
         if refusal is not None:
             raise unavailable(refusal)
         sender = self._sender_of(req.env)

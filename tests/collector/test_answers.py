@@ -278,6 +278,7 @@ def test_the_health_report_has_the_documented_items_and_figures(collector: Runni
         "WriterHealthCheck",
         "ForwarderHealthCheck",
         "DiskHealthCheck",
+        "CollectionHealthCheck",
     ]
     writer = report["items"][0]
     assert writer["code"] == "OK"

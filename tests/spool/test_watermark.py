@@ -45,7 +45,8 @@ class Disk:
 
     def refusal(self, watermark: Watermark, *, after: float = 1.0) -> str | None:
         self.now += after
-        return watermark.refusal()
+        found = watermark.refusal()
+        return found.sentence if found else None
 
 
 def test_free_bytes_refuse_below_the_mark_and_take_again_a_quarter_above() -> None:

@@ -1,0 +1,70 @@
+"""``collector collection``: let the doors take events, or turn all of them away."""
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from collector.cli_output import age
+from collector.cli_settings import json_option, settings_option
+from collector.cli_spool import open_spool
+
+if TYPE_CHECKING:
+    from collector.settings import Settings
+
+
+@click.group()
+def collection() -> None:
+    """Switch the taking of events off and on, for all doors of this spool.
+
+    It is a file in the spool: it holds over restarts, and needs nothing that runs.
+    """
+
+
+@collection.command()
+@click.option("--reason", default="", help="What clients, health and status are told.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done.")
+@settings_option
+def off(settings: "Settings", reason: str, dry_run: bool) -> None:
+    """Answer every event with 503 and Retry-After until `collection on`; what was taken goes on being forwarded."""
+    from spool.switch import Switch
+
+    switch = Switch.collection(open_spool(settings))
+    was_off = switch.read() is not None
+    changed = dry_run or switch.turn_off(reason)
+    if was_off:
+        click.echo("collection stays off, for another reason" if changed else "collection is off already")
+    else:
+        click.echo("collection would be switched off" if dry_run else "collection is off: every event is answered 503")
+
+
+@collection.command()
+@click.option("--dry-run", is_flag=True, help="Say what would be done.")
+@settings_option
+def on(settings: "Settings", dry_run: bool) -> None:
+    """Take events again."""
+    from spool.switch import Switch
+
+    switch = Switch.collection(open_spool(settings))
+    changed = switch.read() is not None if dry_run else switch.turn_on()
+    would = "would be switched on" if dry_run else "is on again"
+    click.echo(f"collection {would}" if changed else "collection is on already")
+
+
+@collection.command()
+@json_option
+@settings_option
+def show(settings: "Settings", as_json: bool) -> None:
+    """Say whether it is on."""
+    from collector.gate import off_sentence
+    from spool.switch import Switch
+
+    found = Switch.collection(open_spool(settings)).read()
+    if as_json:
+        click.echo(json.dumps({"on": found is None, **(found._asdict() if found else {})}))
+    elif found is None:
+        click.echo("collection is on")
+    else:
+        since = f", for {age(time.time() - found.since_ms / 1000)}" if found.since_ms else ""
+        click.echo(f"{off_sentence(found)}{since}")
