@@ -21,8 +21,10 @@ from collector.problem import PROBLEM_TYPE, Headers, common_headers, problem
 from collector.resources.events import EventsResource, beacon_format, event_format
 from collector.resources.health import HealthcheckResource, LivenessResource, MetricsResource, ReadinessResource
 from collector.resources.pixel import PixelResource, PixelShortcut
+from collector.resources.script import DemoResource, ScriptResource
 from collector.sender import sender_reader
 from collector.settings import Settings, load
+from forwarders.flush_settings import Names
 from spool.watermark import retry_after_s
 
 
@@ -112,7 +114,7 @@ class _EveryAnswer:
 
     def process_response(self, req: falcon.Request, resp: falcon.Response, resource: object, succeeded: bool) -> None:
         for name, value in common_headers(req.env):
-            resp.set_header(name, value)
+            (resp.append_header if name == "Vary" else resp.set_header)(name, value)
         if not req.env.get("collector.held"):  # what is held is counted when it is known how it ends
             self._counters.count_answer(req.path, str(resp.status))
 
@@ -157,6 +159,11 @@ def create_app(settings: Settings | None = None) -> CollectorApp:
     routes.add_route("/livez", LivenessResource())
     routes.add_route("/readyz", ReadinessResource(intake))
     routes.add_route("/metrics", MetricsResource(directory))
+    shown = Names(settings.browser.events)
+    fields = {name: each.fields for name, each in settings.events.items() if each.fields and shown.wants(name)}
+    routes.add_route("/collector.js", ScriptResource(fields))
+    if settings.browser.demo:
+        routes.add_route("/demo", DemoResource())
     shortcuts = {
         "/1": PixelShortcut(intake, sender_of, base64=False),
         "/2": PixelShortcut(intake, sender_of, base64=True),

@@ -30,9 +30,12 @@ DOORS = {
     "/livez": "health",
     "/readyz": "health",
     "/metrics": "health",
+    "/collector.js": "script",
+    "/demo": "script",
 }
 STATUSES = (
-    "200", "202", "204", "400", "401", "403", "404", "405", "408", "413", "414", "415", "429", "431", "500", "503",
+    "200", "202", "204", "304", "400", "401", "403", "404", "405",
+    "408", "413", "414", "415", "429", "431", "500", "503",
 )  # fmt: skip
 #: What keeps a request out, each answered 503.
 REFUSALS = ("collection_off", "disk", "inodes", "backlog", "disk_full", "unhealthy")

@@ -151,6 +151,14 @@ class LogSettings:
 
 
 @dataclass(frozen=True)
+class BrowserSettings:
+    """``[browser]``: what pages load from here."""
+
+    events: list[str] = field(default_factory=lambda: ["*"])
+    demo: bool = False
+
+
+@dataclass(frozen=True)
 class EventSettings:
     """``[events.NAME]``: names for the fields of Thrift-like events; the first is field 1."""
 
@@ -178,6 +186,7 @@ class Settings:
     auth: AuthSettings = AuthSettings()
     filters: FilterSettings = FilterSettings()
     admin: AdminSettings = AdminSettings()
+    browser: BrowserSettings = field(default_factory=BrowserSettings)
     log: LogSettings = LogSettings()
     events: Mapping[str, EventSettings] = field(default_factory=dict)
     forwarders: tuple[ForwarderSettings, ...] = ()
@@ -186,7 +195,8 @@ class Settings:
 
 SECTIONS: dict[str, type] = {
     "http": HttpSettings, "spool": SpoolSettings, "durability": DurabilitySettings, "scribe": ScribeSettings,
-    "auth": AuthSettings, "filters": FilterSettings, "admin": AdminSettings, "log": LogSettings,
+    "auth": AuthSettings, "filters": FilterSettings, "admin": AdminSettings, "browser": BrowserSettings,
+    "log": LogSettings,
 }  # fmt: skip
 
 

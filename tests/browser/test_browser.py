@@ -1,30 +1,18 @@
 """A real Chromium on a page of another origin: every way a page can send an event, read back at every destination."""
 
-import http.server
 import json
-import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.services.browser import CHROMIUM, chromium, serving
 from tests.services.child import wait_until
 from tests.services.collector import RunningCollector, archived_events
 from tests.services.influx import Influx
 from tests.services.rabbit import Rabbit
 
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PAGE = """<!doctype html><meta charset="utf-8"><title>Shop</title>
 <script>
   window.seen = {};
@@ -54,21 +42,6 @@ PAGE = """<!doctype html><meta charset="utf-8"><title>Shop</title>
 EXPECTED = {"PageView": 1, "Click": 1, "Beacon": 2, "Fetch": 2, "Leave": 1}
 
 
-class Pages(http.server.SimpleHTTPRequestHandler):
-    """The shop's own web server: another port, so another origin."""
-
-    page = b""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html; charset=utf-8")
-        self.end_headers()
-        self.wfile.write(self.page if self.path == "/shop?x=1" else b"<h1>next</h1>")
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def collector(tmp_path: Path, rabbit: Rabbit, influx: Influx) -> Iterator[RunningCollector]:
     influx.create("browser")
@@ -89,27 +62,19 @@ def collector(tmp_path: Path, rabbit: Rabbit, influx: Influx) -> Iterator[Runnin
 
 @pytest.fixture
 def shop(collector: RunningCollector) -> Iterator[str]:
-    handler = type("ShopPages", (Pages,), {"page": PAGE.replace("@COLLECTOR@", collector.url).encode()})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://localhost:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving({"/shop?x=1": PAGE.replace("@COLLECTOR@", collector.url)}) as origin:
+        yield origin
 
 
 def visit(shop: str) -> dict[str, Any]:
     """Open the page, wait until it has tried everything, leave it; what its scripts saw."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+    with chromium() as browser:
         page = browser.new_page()
         page.goto(f"{shop}/shop?x=1")
         page.wait_for_function("Object.keys(window.seen).length === 7")
         seen: dict[str, Any] = page.evaluate("window.seen")
         page.goto(f"{shop}/next")
         page.wait_for_timeout(500)
-        browser.close()
     return seen
 
 
