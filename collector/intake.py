@@ -19,6 +19,7 @@ from collector.settings import DurabilitySettings
 from formats.envelope import encode_envelope
 from formats.event import Decoded
 from formats.pixel import Sender
+from spool.group_commit import DiskStalled, GroupCommit
 from spool.record import EVENTS_MAX, PAYLOAD_MAX_BYTES
 from spool.watermark import Refusal
 from spool.writer import SpoolUnavailable, SpoolWriter
@@ -52,8 +53,8 @@ class Intake:
     """Takes events from the doors and puts them into the spool.
 
     Owner:   one process. Under the collector's own worker `commit` and `maintain` run on the event loop;
-             under any other server every request thread commits, one at a time, and a daemon thread,
-             started by the first of them, does `maintain`.
+             under any other server request threads commit together (spool/group_commit.py), and a daemon
+             thread, started by the first of them, does `maintain`.
     Errors:  Unavailable when the spool cannot take the request now; TooMuch when it never could.
     """
 
@@ -78,7 +79,8 @@ class Intake:
         self._interval_s = durability.interval_ms / 1000
         self._counters = counters
         self._unsynced_since: float | None = None
-        self._lock = threading.Lock()
+        self._group = GroupCommit(self.commit)
+        self._starting = threading.Lock()
         self._maintainer: threading.Thread | None = None
 
     def refusal(self) -> str | None:
@@ -132,8 +134,11 @@ class Intake:
             held.append(record)
             return receipt
         self._ensure_maintainer()
-        with self._lock:
-            reason = self.commit((record,))
+        try:
+            reason = self._group.put(record)
+        except DiskStalled as exc:
+            self._counters.count_commit_failure(1)
+            raise Unavailable(str(exc)) from exc
         if reason is not None:
             raise Unavailable(reason)
         return receipt
@@ -147,7 +152,7 @@ class Intake:
         self._counters.add("body_bytes_total", size)
 
     def commit(self, records: Sequence[Held]) -> str | None:
-        """Append the records of one tick and make them as durable as their doors promise.
+        """Append the records of one tick, or of one group of threads, and make them as durable as their doors promise.
 
         Returns None when all of them are in the spool, or the reason why none of them is.
         """
@@ -185,14 +190,14 @@ class Intake:
 
     def close(self) -> None:
         """Seal the open segment."""
-        with self._lock:
+        with self._group.exclusive():
             self.writer.close()
             self._counters.publish_writer(self.writer.state, self.writer.open_bytes)
 
     def _ensure_maintainer(self) -> None:
         """Start the thread at the first request, after a fork (no thread survives one), and when it died of a bug."""
         if self._maintainer is None or not self._maintainer.is_alive():
-            with self._lock:
+            with self._starting:
                 if self._maintainer is None or not self._maintainer.is_alive():
                     self._maintainer = threading.Thread(
                         target=self._maintain_for_ever, name="spool-maintainer", daemon=True
@@ -202,5 +207,5 @@ class Intake:
     def _maintain_for_ever(self) -> None:
         while True:
             time.sleep(MAINTAIN_S)
-            with self._lock:
+            with self._group.exclusive():
                 self.maintain()
