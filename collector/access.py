@@ -1,4 +1,4 @@
-"""The access log: gunicorn's, but no query ever gets into it, since a pixel's query is personal data.
+"""The access log: gunicorn's, but no query ever gets into it, since a pixel's query is personal data, and no key.
 
 Off unless gunicorn was given ``accesslog``. A request is noted when it was handled and logged when its tick's
 commit is over: only then is its status known.
@@ -10,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from collector.environ import Environ
+
+SECRETS = ("HTTP_AUTHORIZATION", "HTTP_PROXY_AUTHORIZATION", "HTTP_X_API_KEY", "HTTP_COOKIE")
 
 
 class AccessLog:
@@ -42,7 +44,7 @@ class AccessLog:
                 headers=[
                     (key[5:].replace("_", "-"), _without_query(key, value))
                     for key, value in environ.items()
-                    if key.startswith("HTTP_")
+                    if key.startswith("HTTP_") and key not in SECRETS
                 ]
             )
             self._logger.access(response, request, _loggable(environ), timedelta(seconds=time.monotonic() - began))
@@ -52,6 +54,8 @@ def _loggable(environ: Environ) -> Environ:
     copy = {"REQUEST_METHOD": "-", "RAW_URI": "-", "SERVER_PROTOCOL": "-", **environ, "QUERY_STRING": ""}
     for key in ("RAW_URI", "HTTP_REFERER"):
         copy[key] = _without_query(key, copy.get(key, "-"))
+    for key in SECRETS:
+        copy.pop(key, None)
     return copy
 
 

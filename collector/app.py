@@ -8,24 +8,29 @@ being stopped, ``environ["collector.stopping"]`` is there.
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import falcon
 
 from collector.entrance import open_entrance
 from collector.health import Health
 from collector.intake import Held, Intake
+from collector.keys import Guard, KeyRefused, Keys, no_guard
 from collector.limits import Limits
 from collector.metrics import Counters
 from collector.problem import PROBLEM_TYPE, Headers, common_headers, problem
+from collector.resources.answers import refused
 from collector.resources.events import EventsResource, beacon_format, event_format
 from collector.resources.health import HealthcheckResource, LivenessResource, MetricsResource, ReadinessResource
 from collector.resources.pixel import PixelResource, PixelShortcut
 from collector.resources.script import DemoResource, ScriptResource
 from collector.sender import sender_reader
-from collector.settings import Settings, load
+from collector.settings import AuthSettings, Settings, load
 from forwarders.flush_settings import Names
 from spool.watermark import retry_after_s
+
+EVENT = "/rest/1.0/event"
+BEACON = "/rest/1.0/beacon"
 
 
 class CollectorApp:
@@ -35,12 +40,14 @@ class CollectorApp:
         self,
         routes: falcon.App[Any, Any],
         shortcuts: Mapping[str, PixelShortcut],
+        guards: Mapping[str, Guard],
         intake: Intake,
         counters: Counters,
         settings: Settings,
     ) -> None:
         self._routes = routes
         self._shortcuts = shortcuts
+        self._guards = guards
         self._intake = intake
         self._counters = counters
         http = settings.http
@@ -64,9 +71,16 @@ class CollectorApp:
                 return answer
         return self._routes(environ, start_response)
 
-    def refusing(self) -> str | None:
-        """Why nothing is taken at the moment, or None."""
-        return self._intake.refusal()
+    def unwanted(self, environ: Mapping[str, Any]) -> str | None:
+        """Why the body of this request is not to be read, or None: nothing is taken now, or not from this client."""
+        reason = self._intake.refusal()
+        if reason is None and self._guards and environ["REQUEST_METHOD"] == "POST":
+            guard = self._guards.get(environ["PATH_INFO"].rstrip("/"), no_guard)
+            try:
+                guard(environ)
+            except KeyRefused as exc:
+                reason = exc.reason
+        return reason
 
     def commit(self, held: Sequence[Held]) -> str | None:
         """Store what one tick's requests held. None: done; otherwise the reason why nothing of it is stored."""
@@ -132,6 +146,19 @@ def _problem_for(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPE
     resp.data = problem(status, detail)
 
 
+def _refuse_key(req: falcon.Request, resp: falcon.Response, error: KeyRefused, params: object) -> NoReturn:
+    raise refused(error.status, error.reason, error.headers)
+
+
+def _guards(auth: AuthSettings) -> tuple[dict[str, Guard], Guard]:
+    """Who is asked for a key: the POST doors that are, by path, and whoever reads figures."""
+    if auth.keys_file is None:
+        return {}, no_guard
+    keys = Keys(auth.keys_file)
+    doors = ([EVENT, BEACON] if auth.beacon_requires_key else [EVENT]) if auth.post_requires_key else []
+    return dict.fromkeys(doors, keys.guard("post")), keys.guard("read") if auth.read_requires_key else no_guard
+
+
 def create_app(settings: Settings | None = None) -> CollectorApp:
     """Wire the application: one writer, one intake, the routes.
 
@@ -144,21 +171,22 @@ def create_app(settings: Settings | None = None) -> CollectorApp:
     sender_of = sender_reader(settings.http.trusted_proxies)
     health = Health(directory, entrance.watermark, settings)
     limit = settings.http.max_body_bytes
+    guards, read_guard = _guards(settings.auth)
 
     routes: falcon.App[Any, Any] = falcon.App(middleware=[_EveryAnswer(counters)])
     routes.req_options.strip_url_path_trailing_slash = True
     routes.set_error_serializer(_problem_for)
+    routes.add_error_handler(KeyRefused, _refuse_key)
     routes.add_route("/1", PixelResource(intake, sender_of, base64=False))
     routes.add_route("/2", PixelResource(intake, sender_of, base64=True))
-    routes.add_route("/rest/1.0/event", EventsResource(intake, sender_of, max_body_bytes=limit, format_of=event_format))
-    routes.add_route(
-        "/rest/1.0/beacon", EventsResource(intake, sender_of, max_body_bytes=limit, format_of=beacon_format)
-    )
-    routes.add_route("/1.0/healthcheck", HealthcheckResource(health))
-    routes.add_route("/healthcheck", HealthcheckResource(health))
+    for path, format_of in ((EVENT, event_format), (BEACON, beacon_format)):
+        guard = guards.get(path, no_guard)
+        routes.add_route(path, EventsResource(intake, sender_of, guard, max_body_bytes=limit, format_of=format_of))
+    routes.add_route("/1.0/healthcheck", HealthcheckResource(health, read_guard))
+    routes.add_route("/healthcheck", HealthcheckResource(health, read_guard))
     routes.add_route("/livez", LivenessResource())
     routes.add_route("/readyz", ReadinessResource(intake))
-    routes.add_route("/metrics", MetricsResource(directory))
+    routes.add_route("/metrics", MetricsResource(directory, read_guard))
     shown = Names(settings.browser.events)
     fields = {name: each.fields for name, each in settings.events.items() if each.fields and shown.wants(name)}
     routes.add_route("/collector.js", ScriptResource(fields))
@@ -168,4 +196,4 @@ def create_app(settings: Settings | None = None) -> CollectorApp:
         "/1": PixelShortcut(intake, sender_of, base64=False),
         "/2": PixelShortcut(intake, sender_of, base64=True),
     }
-    return CollectorApp(routes, shortcuts, intake, counters, settings)
+    return CollectorApp(routes, shortcuts, guards, intake, counters, settings)

@@ -39,8 +39,6 @@ def _not_in_this_version(settings: "Settings") -> Iterator[Finding]:
     """Names that are settled and do nothing yet: whoever counts on one must hear of it."""
     if settings.scribe.enabled:
         yield ("scribe",), "enabled", True, "this version has no Scribe listener"
-    if settings.auth.post_requires_key:
-        yield ("auth",), "post_requires_key", True, "this version knows no API keys"
     if settings.admin.bind:
         yield ("admin",), "bind", settings.admin.bind, "this version takes commands on the command line only"
 
@@ -82,7 +80,8 @@ def _files(settings: "Settings") -> Iterator[Finding]:
     for key, name in (("certfile", http.certfile), ("keyfile", http.keyfile)):
         if name and not os.path.isfile(name):
             yield ("http",), key, name, "there is no such file"
-    if auth.keys_file is not None and not os.path.isfile(auth.keys_file):
-        yield ("auth",), "keys_file", auth.keys_file, "there is no such file"
-    if auth.post_requires_key and auth.keys_file is None:
-        yield ("auth",), "post_requires_key", True, "needs auth.keys_file"
+    if auth.keys_file is not None and not os.path.isdir(auth.keys_file.parent):  # the file itself: collector keys add
+        yield ("auth",), "keys_file", auth.keys_file, "there is no such directory"
+    for key in ("post_requires_key", "read_requires_key"):
+        if getattr(auth, key) and auth.keys_file is None:
+            yield ("auth",), key, True, "needs auth.keys_file"

@@ -13,6 +13,7 @@ import click
 import collector
 from collector.cli_collection import collection
 from collector.cli_config import config
+from collector.cli_keys import keys
 from collector.cli_quarantine import quarantine
 from collector.cli_settings import Failed, config_option, settings_option
 from collector.cli_spool import spool
@@ -83,7 +84,7 @@ def send(settings: "Settings", file: BinaryIO, url: str | None, batch: int, trie
         sys.exit(1)
 
 
-for command in (collection, config, quarantine, spool, status):
+for command in (collection, config, keys, quarantine, spool, status):
     cli.add_command(command)
 
 

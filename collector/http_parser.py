@@ -69,7 +69,7 @@ class RequestParser:
 
     ``ready``        complete requests: environ, whether the client keeps the connection, bytes of body
     ``refusal``      what is wrong with the bytes after them; nothing more can be fed then
-    ``turned_away``  a request whose body is not wanted while the application refuses, and the reason
+    ``turned_away``  a request whose body the application does not want, and the reason
     ``began``        inside a request, ``in_body`` behind its headers
     """
 
@@ -235,7 +235,7 @@ class RequestParser:
                 return
             if length > self._hub.max_body_bytes:
                 self._refuse_too_large()
-        reason = self._hub.refusing()
+        reason = self._hub.unwanted(environ)
         if reason is not None:
             self.turned_away = (environ, reason)
             raise _Stop

@@ -48,8 +48,12 @@ class DeferringApp(Protocol):
     def unavailable(self, environ: Mapping[str, Any], reason: str) -> tuple[str, Sequence[tuple[str, str]], bytes]:
         """Status, headers and body of the reply to a request whose commit failed."""
 
-    def refusing(self) -> str | None:
-        """Why bodies are not wanted at the moment, or None. Asked for every request with a body."""
+    def unwanted(self, environ: Mapping[str, Any]) -> str | None:
+        """Why this request's body is not to be read, or None. Asked when the headers are complete.
+
+        A request whose body is not wanted comes to the application with an empty one, to be refused; then the
+        connection is closed.
+        """
 
     def maintain(self) -> None:
         """Called every 0.1 s on the loop."""
@@ -74,7 +78,7 @@ class Hub:
         self.replies = Replies(app, lambda exc: loop.call_soon_threadsafe(_raise, exc))
         self.keys = HeaderKeys()
         self.defers = hasattr(app, "commit")
-        self.refusing = getattr(app, "refusing", _nothing)
+        self.unwanted = getattr(app, "unwanted", _nothing)
         self._observe = getattr(app, "observe", _nothing)
         self._refused = getattr(app, "refused", _nothing)
         self._maintain = getattr(app, "maintain", _nothing)

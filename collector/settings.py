@@ -117,10 +117,12 @@ class ScribeSettings:
 
 @dataclass(frozen=True)
 class AuthSettings:
-    """``[auth]``: API keys for the POST doors."""
+    """``[auth]``: API keys, and what needs one. Pixels, /livez and /readyz never do."""
 
     keys_file: Path | None = None
     post_requires_key: bool = False
+    beacon_requires_key: bool = True  # while the POST doors do; navigator.sendBeacon cannot bring one
+    read_requires_key: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ time of arrival, and reading the spool adds the id.
 """
 
 import enum
+import itertools
 import re
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
@@ -89,19 +91,68 @@ class Defaults(msgspec.Struct, frozen=True):
 class Decoded(msgspec.Struct):
     """A body as read: the good events in order, and what was wrong with the others.
 
-    ``failed`` counts all bad events; ``failures`` holds the first FAILURES_KEPT of them.
+    ``failed`` counts all bad events; ``failures`` holds the first FAILURES_KEPT of them. ``runs`` says where all of
+    them stand in the body: first position and how many, of the first run of bad events, of the second, ...
     """
 
     events: list[Event] = []
     failures: list[FormatError] = []
     failed: int = 0
+    runs: list[int] = []
 
     def fail(self, reason: str, at: int, count: int = 1) -> None:
-        """Count bad events: the one at position ``at`` of the body, or ``count`` of them from there on."""
+        """Count bad events: the one at position ``at`` of the body, or ``count`` of them from there on.
+
+        To be called in the order of the body.
+        """
         self.failed += count
+        self._run(at, count)
         kept = len(self.failures)
         if kept < FAILURES_KEPT:
             self.failures += [FormatError(reason, at + i) for i in range(min(count, FAILURES_KEPT - kept))]
+
+    def extend(self, part: "Decoded", position: int) -> None:
+        """Add what was read of the body's next part, whose first value stands at ``position`` of the body."""
+        self.events += part.events
+        self.failed += part.failed
+        for first, count in _pairs(part.runs):
+            self._run(position + first, count)
+        room = FAILURES_KEPT - len(self.failures)
+        self.failures += [FormatError(each.reason, position + each.at) for each in part.failures[:room]]
+
+    def positions(self) -> Iterator[int]:
+        """Where each event stands in the body, in their order; goes on without end after the last one."""
+        at = 0
+        for first, count in _pairs(self.runs):
+            yield from range(at, first)
+            at = first + count
+        yield from itertools.count(at)
+
+    def refuse(self, reasons: Mapping[int, str]) -> None:
+        """Make failures of events that could be read; ``reasons`` by their index in ``events``."""
+        found = [
+            FormatError(reasons[index], at)
+            for index, at in zip(range(len(self.events)), self.positions(), strict=False)
+            if index in reasons
+        ]
+        self.events = [event for index, event in enumerate(self.events) if index not in reasons]
+        self.failed += len(found)
+        self.failures = sorted([*self.failures, *found], key=lambda each: each.at)[:FAILURES_KEPT]
+        runs = sorted([*_pairs(self.runs), *((each.at, 1) for each in found)])
+        self.runs = []
+        for first, count in runs:
+            self._run(first, count)
+
+    def _run(self, first: int, count: int) -> None:
+        runs = self.runs
+        if runs and runs[-2] + runs[-1] == first:
+            runs[-1] += count
+        else:
+            runs += (first, count)
+
+
+def _pairs(runs: list[int]) -> Iterator[tuple[int, int]]:
+    return zip(runs[::2], runs[1::2], strict=True)
 
 
 def check_name(name: str) -> str:

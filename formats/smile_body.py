@@ -57,12 +57,8 @@ def _judge(texts: list[bytes], defaults: Defaults, decoded: Decoded) -> int:
         return 0
     text = b"[" + b",".join(texts) + b"]"
     texts.clear()
-    position = _position(decoded)
     judged = decode_json(text, defaults)
-    for failure in judged.failures:
-        decoded.fail(failure.reason, position + failure.at)
-    decoded.failed += judged.failed - len(judged.failures)
-    decoded.events += judged.events
+    decoded.extend(judged, _position(decoded))
     return sum([EVENT_BYTES + len(event.payload) for event in judged.events])
 
 

@@ -18,7 +18,7 @@ def preflight_headers(methods: str) -> Headers:
     """What an OPTIONS request is told on top: which methods and headers a page may use, for a day."""
     return [
         ("Access-Control-Allow-Methods", methods),
-        ("Access-Control-Allow-Headers", "Content-Type, Content-Encoding"),
+        ("Access-Control-Allow-Headers", "Authorization, Content-Encoding, Content-Type, X-API-Key"),
         ("Access-Control-Max-Age", "86400"),
         ("Allow", methods),
     ]
@@ -39,12 +39,12 @@ def refused(status: str, detail: str, headers: Headers | None = None) -> falcon.
     )
 
 
-def malformed(detail: str, failures: Sequence[FormatError], failed: int) -> falcon.HTTPStatus:
-    """400: nothing of the request could be accepted."""
+def malformed(
+    detail: str, failures: Sequence[FormatError], failed: int, status: str = falcon.HTTP_400
+) -> falcon.HTTPStatus:
+    """400, or 403: nothing of the request could be accepted."""
     headers = [("Content-Type", PROBLEM_TYPE), ("Warning", warning(0, failed, failures[0]))]
-    return falcon.HTTPStatus(
-        falcon.HTTP_400, headers, problem(falcon.HTTP_400, detail, failures, failed=failed).decode()
-    )
+    return falcon.HTTPStatus(status, headers, problem(status, detail, failures, failed=failed).decode())
 
 
 def unavailable(reason: str) -> falcon.HTTPStatus:

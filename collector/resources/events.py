@@ -6,6 +6,7 @@ from urllib.parse import parse_qs
 import falcon
 
 from collector.intake import Intake, TooMuch, Unavailable
+from collector.keys import Admitted, Guard
 from collector.resources.answers import malformed, preflight_headers, refused, unavailable, warning
 from collector.resources.body import BodyError, read_body
 from collector.sender import SenderReader
@@ -33,6 +34,7 @@ BODY_FORMATS: dict[str, tuple[str, Decoder]] = {
     "application/vnd.apache.thrift.binary": ("thrift", decode_thrift),
     "ning/thrift": ("thrift", decode_thrift),
 }
+FORBIDDEN_NAME = "the API key may not send events of this name"
 BEACON_TYPES = ("text/plain", "application/json", "text/json", "")
 
 
@@ -50,6 +52,17 @@ def beacon_format(content_type: str) -> tuple[str, Decoder] | None:
     return ("beacon", decode_json) if essence in BEACON_TYPES else None
 
 
+def _refuse_names(decoded: Decoded, admitted: Admitted) -> int:
+    """Make failures of the events that this API key may not send; returns how many they are."""
+    if admitted.names.all:
+        return 0
+    wants = admitted.names.wants
+    reasons = {index: FORBIDDEN_NAME for index, event in enumerate(decoded.events) if not wants(event.name)}
+    if reasons:
+        decoded.refuse(reasons)
+    return len(reasons)
+
+
 class EventsResource:
     """A door that takes bodies. ``format_of`` chooses the decoder by content type."""
 
@@ -57,12 +70,14 @@ class EventsResource:
         self,
         intake: Intake,
         sender_of: SenderReader,
+        guard: Guard,
         *,
         max_body_bytes: int,
         format_of: Callable[[str], tuple[str, Decoder] | None],
     ) -> None:
         self._intake = intake
         self._sender_of = sender_of
+        self._guard = guard
         self._max_body_bytes = max_body_bytes
         self._format_of = format_of
 
@@ -71,6 +86,7 @@ class EventsResource:
         refusal = self._intake.refuse()
         if refusal is not None:
             raise unavailable(refusal)
+        admitted = self._guard(req.env)
         chosen = self._format_of(req.env.get("CONTENT_TYPE", ""))
         if chosen is None:
             raise refused(falcon.HTTP_415, "the Content-Type is none that this address understands")
@@ -85,6 +101,7 @@ class EventsResource:
         decoded = decode(body, defaults)
         if not decoded.events and not decoded.failed:
             decoded.fail("the body holds no event", 0)
+        forbidden = _refuse_names(decoded, admitted) if admitted is not None else 0
         try:
             receipt = self._intake.accept(source, decoded, sender, path=req.path, held=req.env.get("collector.held"))
         except Unavailable as exc:
@@ -92,7 +109,8 @@ class EventsResource:
         except TooMuch as exc:
             raise refused(falcon.HTTP_413, str(exc)) from exc
         if not receipt.taken:
-            raise malformed("no event could be accepted", receipt.failures, receipt.failed)
+            status = falcon.HTTP_403 if receipt.failed == forbidden else falcon.HTTP_400
+            raise malformed("no event could be accepted", receipt.failures, receipt.failed, status)
         resp.status = falcon.HTTP_202
         resp.content_type = "text/plain"
         if receipt.failed:

@@ -7,6 +7,7 @@ import falcon
 
 from collector.health import Health
 from collector.intake import Intake
+from collector.keys import Guard
 from collector.metrics import exposition
 from collector.resources.answers import unavailable
 from spool.directory import SpoolDirectory
@@ -15,11 +16,13 @@ from spool.directory import SpoolDirectory
 class HealthcheckResource:
     """``GET /1.0/healthcheck[?pretty=true]``: the whole report; 500 when a part of it is an ERROR."""
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: Health, guard: Guard) -> None:
         self._health = health
+        self._guard = guard
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer the report."""
+        self._guard(req.env)
         report: dict[str, Any] = self._health.report(location=req.uri.partition("?")[0])
         pretty = req.get_param("pretty", default="").lower() == "true"
         resp.data = json.dumps(report, indent=2 if pretty else None).encode()
@@ -60,10 +63,12 @@ class ReadinessResource:
 class MetricsResource:
     """``GET /metrics``: all counters of all processes, for Prometheus."""
 
-    def __init__(self, directory: SpoolDirectory) -> None:
+    def __init__(self, directory: SpoolDirectory, guard: Guard) -> None:
         self._directory = directory
+        self._guard = guard
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer the exposition."""
+        self._guard(req.env)
         resp.data = exposition(self._directory.metrics)
         resp.content_type = "text/plain; version=0.0.4; charset=utf-8"

@@ -157,14 +157,14 @@ def test_every_error_is_listed_with_its_file_and_path(tmp_path: Path) -> None:
             'filters.ip = "(": expected a regular expression: missing ), unterminated subpattern at position 0',
         ),
         ('http.certfile = "setup.cfg"', 'http.keyfile = "": certfile and keyfile need each other'),
-        ('auth.keys_file = "no/where"', 'auth.keys_file = "no/where": there is no such file'),
+        ('auth.keys_file = "no/where"', 'auth.keys_file = "no/where": there is no such directory'),
+        ("auth.read_requires_key = true", "auth.read_requires_key = true: needs auth.keys_file"),
         ("auth.post_requires_key = true", "auth.post_requires_key = true: needs auth.keys_file"),
         (
             'scribe = {enabled = true, bind = "0.0.0.0:7911"}',
             "scribe.allow = []: the listener knows no credentials: name the networks that may use it",
         ),
         ("scribe.enabled = true", "scribe.enabled = true: this version has no Scribe listener"),
-        ("auth.post_requires_key = true", "auth.post_requires_key = true: this version knows no API keys"),
         ("forwarders.archive.names = []", 'forwarders.archive.names = []: expected at least one pattern, such as "*"'),
         (
             'forwarders.files.path = "x"',

@@ -146,7 +146,7 @@ class App:
         start_response("200 OK", [])
         return [str(os.getpid()).encode()]
 
-    def refusing(self) -> str | None:
+    def unwanted(self, environ) -> str | None:
         return _text("refusing")
 
     def commit(self, held) -> str | None:
@@ -176,7 +176,7 @@ class Refusing(App):
     """Answers 503 itself while it refuses, as the real one does."""
 
     def __call__(self, environ, start_response):
-        reason = self.refusing()
+        reason = self.unwanted(environ)
         if reason is not None and environ["REQUEST_METHOD"] == "POST":
             start_response("503 Service Unavailable", [("Retry-After", "9"), ("X-By", "app")])
             return [reason.encode()]
