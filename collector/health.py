@@ -22,7 +22,7 @@ from spool.watermark import Watermark
 FORMAT_VERSION = "1"
 #: A forwarder that retries for longer than this is an ERROR, not a WARN.
 RETRY_ERROR_S = 300
-_STATES = ("running", "retrying", "stopped")
+_STATES = ("running", "retrying", "stopped", "paused")
 
 Code = Literal["OK", "WARN", "ERROR"]
 Item = dict[str, Any]
@@ -93,14 +93,14 @@ class Health:
             "destination": settings.type,
             "enabled": settings.flush.enabled,
             "running": running,
-            "state": _STATES[min(counted.get("state", 0), 2)],
+            "state": "paused" if self._is_paused(settings.name) else _STATES[min(counted.get("state", 0), 3)],
             "queueSegments": counted.get("queue_segments", 0),
             "queueBytes": counted.get("queue_bytes", 0),
             "oldestPendingMs": counted.get("oldest_pending_ms", 0),
             "lastSuccessMs": counted.get("last_success_ms", 0),
             "enqueued": counted.get("sent_events_total", 0) + counted.get("quarantined_events_total", 0),
             "sent": counted.get("sent_events_total", 0),
-            "dropped": 0,
+            "dropped": counted.get("dropped_events_total", 0),
             "errored": counted.get("quarantined_events_total", 0),
             "ignored": counted.get("skipped_events_total", 0),
             "retried": counted.get("retries_total", 0),
@@ -115,6 +115,13 @@ class Health:
         if status is not None and code != "OK" and status.reason:
             message += f", {status.state} since {_iso(status.since_ms)}: {status.reason}"
         return _item("ForwarderHealthCheck", code, message, figures)
+
+    def _is_paused(self, forwarder: str) -> bool:
+        """The file says it at once, and also when no flusher runs."""
+        try:
+            return Switch.forwarder(self._directory, forwarder).read() is not None
+        except OSError:
+            return False
 
     def _disk(self, totals: Totals) -> Item:
         found = self._watermark.refusal()
@@ -148,6 +155,8 @@ class Health:
 
 def _forwarder_code(settings: ForwarderSettings, figures: Mapping[str, Any], status: ForwarderStatus | None) -> Code:
     if not settings.flush.enabled:
+        return "WARN"
+    if figures["running"] and figures["state"] == "paused":
         return "WARN"
     if not figures["running"] or figures["state"] == "stopped":
         return "ERROR"

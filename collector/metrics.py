@@ -115,14 +115,15 @@ FORWARDER = (
     Metric("retries_total", "counter", "Sends repeated because the destination was not available."),
     Metric("failures_total", "counter", "Sends that failed, for whatever reason."),
     Metric("quarantined_events_total", "counter", "Events refused for good and put into quarantine."),
-    Metric("skipped_events_total", "counter", "Events that the forwarder's names or start do not want."),
+    Metric("skipped_events_total", "counter", "Events that the forwarder's names do not want."),
+    Metric("dropped_events_total", "counter", "Events that a person took out of its queue unsent."),
     Metric("damaged_ranges_total", "counter", "Damaged ranges met in segments."),
     Metric("duplicates_possible_total", "counter", "Events sent again because it was not known whether they arrived."),
     Metric("queue_segments", "gauge", "Segments in the forwarder's queue."),
     Metric("queue_bytes", "gauge", "Bytes of these segments."),
     Metric("oldest_pending_ms", "gauge", "When the oldest event not yet sent was received, ms since 1970; 0: none."),
     Metric("last_success_ms", "gauge", "When a batch was last taken, ms since 1970; 0: never.", kept=True),
-    Metric("state", "gauge", "0 works or has nothing to do, 1 retries, 2 has stopped and needs a person."),
+    Metric("state", "gauge", "0 works or has nothing to do, 1 retries, 2 has stopped and needs a person, 3 is paused."),
 )
 
 #: All of them, by the prefix of the names that Prometheus sees.

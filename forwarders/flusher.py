@@ -21,6 +21,8 @@ from typing import Final
 from forwarders.flush_settings import Configured, Counters, FlushSettings
 from forwarders.lane import Lane
 from forwarders.lane_thread import LaneThread
+from forwarders.orders import Gone
+from forwarders.skipping import Choice, Skipped
 from forwarders.status import Gauges, StatusFile
 from spool.ballast import Ballast
 from spool.directory import FILE_MODE, SEALED_SUFFIX, SpoolDirectory, SpoolError
@@ -72,17 +74,21 @@ class Flusher:
         self._ballast = Ballast(directory)
         self._partly: dict[str, set[str]] = {}
         self.hangs = False
+        self._runs = False
+        self._alone = threading.Lock()
         self._threads: dict[str, LaneThread] = {}
         self._salvage_at = self._measure_at = monotonic()
         self._complaints: set[str] = set()
 
-    def run(self, stop: threading.Event) -> int:
+    def run(self, stop: threading.Event, *, beside: contextlib.AbstractContextManager[object] | None = None) -> int:
         """Work until ``stop`` is set; the exit code, 75 when another flusher works here.
 
-        It is over at most about 5 s after that, also when a destination hangs: what was being sent is sent again.
+        ``beside`` is entered for as long as LOCK is held. It is over at most about 5 s after ``stop``, also when a
+        destination hangs: what was being sent is sent again.
         """
+        self._runs = True
         try:
-            with self._locked():
+            with self.locked(), beside or contextlib.nullcontext():
                 self._begin()
                 log.info("flusher started", extra={"forwarders": len(self._working)})
                 while True:
@@ -96,15 +102,16 @@ class Flusher:
             log.error("another flusher works on this spool", extra={"lock": str(exc)})
             return EXIT_LOCKED
 
-    def flush_once(self) -> bool:
+    def flush_once(self, only: str | None = None) -> bool:
         """Send what lies in the spool now, one attempt for each batch; whether all of it was delivered.
 
-        Segments that a living process is writing stay with it. Errors: Locked.
+        ``only``: by this forwarder alone. Segments that a living process is writing stay with it. Errors: Locked.
         """
-        with self._locked():
+        with self.locked():
             self._begin()
             self._tick()
-            lanes = [self._lane(each, self._status(each)) for each in self._working if each.flush.enabled]
+            working = [each for each in self._working if each.flush.enabled and only in (None, each.name)]
+            lanes = [self._lane(each, self._status(each)) for each in working]
             threads = [threading.Thread(target=each.drain, name=f"forward-{each.name}", daemon=True) for each in lanes]
             for thread in threads:
                 thread.start()
@@ -115,10 +122,46 @@ class Flusher:
                     log.error("forwarder thread died", extra={"forwarder": lane.name}, exc_info=lane.death)
             return not self._waiting and all(lane.delivered_all and lane.death is None for lane in lanes)
 
+    # For people, from other threads
+
+    def hurry(self, name: str) -> bool:
+        """Have a forwarder send what waits now; False when none of that name is at work."""
+        thread = self._threads.get(name)
+        if thread is None or thread.lane is None:
+            return False
+        thread.lane.hurry()
+        return True
+
+    def skip(self, name: str, choice: Choice, *, timeout_s: float) -> Skipped:
+        """Take segments out of a forwarder's queue unsent. LOCK is held, by `run` or by the caller.
+
+        Errors: OSError, SpoolError, Gone; TimeoutError: a send is under way that takes longer.
+        """
+        thread = self._threads.get(name)
+        if thread is not None:
+            lane = thread.lane
+            if lane is None:
+                raise Gone("the forwarder's thread is being started again; try once more")
+            future = lane.skip(choice)
+            try:
+                return future.result(timeout_s)
+            finally:
+                future.cancel()
+        configured = next(each for each in (*self._working, *self._waiting) if each.name == name)
+        if self._runs and configured.flush.enabled:
+            raise Gone("the flusher is starting; try once more")
+        with self._alone:
+            status = StatusFile(self._directory.queue(name), wall_ns=self._wall_ns)
+            lane = self._lane(configured, status)
+            try:
+                return lane.drop(choice)
+            finally:
+                lane.close()
+
     # Start and end
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Hold LOCK. Errors: Locked, with its path."""
         path = self._directory.path / "LOCK"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)

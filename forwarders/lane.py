@@ -7,7 +7,7 @@ Crash:  anywhere before "acked", the next process sends the same batch again, fi
         one batch, and nothing is skipped. Unlinks are done again.
 Deaths: "sending" counts the processes that began with this batch and were not heard of again: suspicion.py.
 States: ok; retrying (not available, or our own disk does not let us advance); stopped (every event fails, or the
-        forwarder cannot be made): loudly, and tried again every minute.
+        forwarder cannot be made): loudly, and tried again every minute; paused by a person (orders.py).
 
 `Lane.step` does one thing and says how long to wait, so that a test can be the clock.
 """
@@ -17,18 +17,21 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Final
 
-from forwarders.backoff import Backoff
 from forwarders.batch import Batch
 from forwarders.contract import Forwarder, Unavailable
 from forwarders.delivery import Delivery
 from forwarders.flush_settings import Configured, Names
+from forwarders.orders import Orders
 from forwarders.progress import Progress
 from forwarders.queue_reader import CannotQuarantine, QueueReader
 from forwarders.refusals import Refusals
-from forwarders.status import Gauges, State, StatusFile
+from forwarders.skipping import Choice, Skipped, leave_out
+from forwarders.standing import Standing
+from forwarders.status import Gauges, StatusFile
 from forwarders.suspicion import Suspicion
 from forwarders.trial import decode_and_send, survives
 from spool.ballast import Ballast
@@ -36,18 +39,17 @@ from spool.cursor import Cursor, Range
 from spool.directory import SpoolDirectory, SpoolError
 from spool.quarantine import Quarantine
 from spool.queue import Queue
+from spool.switch import Switch, SwitchedOff
 
 log = logging.getLogger(__name__)
 
-STOPPED_S: Final = 60.0
 IDLE_S: Final = 1.0  # other processes put replays into a queue without telling anybody
-_REASONS_REMEMBERED: Final = 100
 
 
 class Lane:
     """One forwarder at work.
 
-    Owner:  the thread that runs `run` (or `drain`); `notify`, `stop` and `abandon` are for others.
+    Owner:  the thread that runs `run` (or `drain`); `notify`, `hurry`, `skip`, `stop` and `abandon` are for others.
     Memory: one batch, decoded.
     ``death``: what ended the thread, when it was not `stop`.
     """
@@ -76,7 +78,6 @@ class Lane:
         self._monotonic = monotonic
         self._wall_ns = wall_ns
         self._queue = Queue(directory, self.name, monotonic=monotonic)
-        self._status = status
         self._reader = QueueReader(
             self._queue,
             quarantine,
@@ -88,7 +89,8 @@ class Lane:
         path = self._queue.path / ".cursor"
         cursor = Ballast(directory).spend_on(lambda: Cursor.open(path, instance=directory.instance))
         self._progress = Progress(cursor, self._reader, forwarder=self.name, released=released, monotonic=monotonic)
-        self._backoff = Backoff(uniform)
+        self._orders = Orders(Switch.forwarder(directory, self.name))
+        self._standing = Standing(self.name, status, uniform=uniform, monotonic=monotonic)
         self._suspicion = Suspicion(
             self.name,
             self._reader,
@@ -106,8 +108,6 @@ class Lane:
         self._again: tuple[Range, ...] | None = None  # the ranges the next batch must have
         self._repeated = False  # some of the batch may have arrived before
         self._since: float | None = -math.inf  # what lies here at the start has waited for nobody knows how long
-        self._not_before = -math.inf
-        self._reasons: set[str] = set()
         self._gauges = Gauges(self._queue, configured.counters)
         self._resume(cursor)
 
@@ -119,7 +119,7 @@ class Lane:
             while not self._stopping.is_set():
                 wait = self.step()
                 if wait > 0:
-                    self._wake.wait(wait)
+                    self._wake.wait(min(wait, IDLE_S))  # a person's orders may come as files
                     self._wake.clear()
             self._progress.survived()
         except BaseException as exc:  # noqa: BLE001  the flusher looks at it, and starts another thread
@@ -142,6 +142,17 @@ class Lane:
         """There are new segments in the queue."""
         self._wake.set()
 
+    def hurry(self) -> None:
+        """Send what waits now: not waiting for batches to be full or old, nor for the end of a back-off."""
+        self._orders.ask(self._hurry)
+        self._wake.set()
+
+    def skip(self, choice: Choice) -> Future[Skipped]:
+        """Take segments out of the queue unsent, because a person wants that."""
+        answer = self._orders.ask(lambda: self.drop(choice))
+        self._wake.set()
+        return answer
+
     def stop(self) -> None:
         """End after what is being sent."""
         self._stopping.set()
@@ -153,6 +164,7 @@ class Lane:
 
     def close(self) -> None:
         """Close the forwarder and the cursor."""
+        self._orders.close()
         self._drop_forwarder()
         self._progress.close()
 
@@ -169,26 +181,30 @@ class Lane:
         ``drain``: batches are not waited for until they are full or old.
         """
         now = self._monotonic()
-        if now < self._not_before:
-            return self._not_before - now
+        self._orders.obey()
+        paused = self._orders.pause()
+        if paused is None and self._standing.is_paused:
+            self._standing.resume()
+        if paused is None and now < self._standing.not_before:
+            return self._standing.not_before - now
         try:
-            wait = self._proceed(now, drain=drain)
+            wait = self._rest(paused) if paused else self._proceed(now, drain=drain)
         except (OSError, SpoolError, CannotQuarantine) as exc:
             wait = self._hindered(exc)
-        self._gauges.show(next(iter(self._reader.begun), None), self._reader.finishing, self._status.current)
+        self._gauges.show(next(iter(self._reader.begun), None), self._reader.finishing, self._standing.status)
         return wait
 
     def _proceed(self, now: float, *, drain: bool) -> float:
         if self._batch is None:
             self._progress.tidy()
-            wait = self._plan(now, drain=drain)
+            wait = self._plan(now, hurry=drain or self._orders.hurry)
             if self._batch is None:
                 return wait
         if self._forwarder is None and (wait := self._make_forwarder()):
             return wait
         return self._try(self._batch, drain=drain)
 
-    def _plan(self, now: float, *, drain: bool) -> float:
+    def _plan(self, now: float, *, hurry: bool) -> float:
         """Set the batch that comes next, or return how long to wait for one."""
         self._queue.refresh()
         if self._again is not None:
@@ -199,11 +215,12 @@ class Lane:
             self._batch = self._suspicion.next()
         elif not self._reader.pending():
             self._since = None
+            self._orders.hurry = False
         else:
             if self._since is None:
                 self._since = now
             wait = self._since + self._flush.batch_max_age_s - now
-            if wait > 0 and not drain and not self._reader.full():
+            if wait > 0 and not hurry and not self._reader.full():
                 return wait
             self._batch = self._reader.next()
             if self._batch and not self._batch.full:
@@ -245,37 +262,24 @@ class Lane:
         self._repeated = True
         self._counters.add("failures_total", 1)
         self._counters.add("retries_total", 1)
-        wait = self._backoff.failed(exc.retry_after_s)
-        if self._is_news(exc.reason):
-            log.warning("forwarder is not available", extra={"forwarder": self.name, "reason": exc.reason})
-        return self._wait(wait, "retrying", exc.reason)
+        return self._standing.unavailable(exc)
 
     def _failed(self, delivery: Delivery, exc: Exception, *, drain: bool) -> float:
         self._progress.survived()
         self._repeated = True
         self._counters.add("failures_total", 1)
-        reason = f"{type(exc).__name__}: {exc}"
-        if self._is_news(reason):
-            log.error("forwarder fails unexpectedly", extra={"forwarder": self.name}, exc_info=exc)
+        reason = self._standing.failed(exc)
         self._drop_forwarder()  # whatever state it is in
         if delivery.hopeless:
             self._batch = self._delivery = self._again = None
             self._suspicion.records_alone = 0
-            return self._stop("every event fails", reason)
-        wait = self._backoff.failed()
-        return self._wait(0.0 if drain or delivery.halved else wait, "retrying", reason)
+            return self._standing.stop("every event fails", reason)
+        return self._standing.retry(reason, at_once=drain or delivery.halved)
 
     def _hindered(self, exc: Exception) -> float:
         """Our own disk, not the destination."""
         self._progress.survived()
-        if self._is_news(str(exc)):
-            log.error("forwarder cannot advance", extra={"forwarder": self.name, "error": str(exc)})
-        return self._wait(self._backoff.failed(), "retrying", str(exc))
-
-    def _stop(self, what: str, reason: str) -> float:
-        if self._is_news(what):
-            log.error("forwarder has stopped", extra={"forwarder": self.name, "what": what, "reason": reason})
-        return self._wait(STOPPED_S, "stopped", f"{what}: {reason}")
+        return self._standing.hindered(exc)
 
     def _acked(self, batch: Batch, delivery: Delivery) -> None:
         if delivery.delivered:
@@ -292,11 +296,7 @@ class Lane:
         self._batch = self._delivery = self._again = None
         self._repeated = False
         if delivery.events:
-            if self._status.current and self._status.current.state != "ok":
-                log.info("forwarder works again", extra={"forwarder": self.name})
-            self._reasons.clear()
-            self._backoff.reset()
-            self._status.put("ok")
+            self._standing.works()
 
     def _resume(self, cursor: Cursor) -> None:
         """Take up what the cursor says."""
@@ -308,17 +308,48 @@ class Lane:
             if cursor.last.state == "sending":
                 self._again = cursor.last.ranges
 
+    # What people want
+
+    def drop(self, choice: Choice) -> Skipped:
+        """Take segments out of the queue unsent; for the lane's own thread, or when none runs. Errors: OSError."""
+        self._queue.refresh()
+        skipped = self._leave_out(choice.of(self._queue, self._reader.finishing))
+        self._counters.add("dropped_events_total", skipped.events)
+        if skipped.segments:
+            log.warning("segments dropped by a person", extra={"forwarder": self.name, **skipped._asdict()})
+        return skipped
+
+    def _leave_out(self, segments: Sequence[str]) -> Skipped:
+        under_way = {each.segment for each in (self._batch.ranges if self._batch else self._again or ())}
+        if not under_way.isdisjoint(segments):
+            self._batch = self._delivery = self._again = None  # planned anew, without them
+            self._repeated = True
+            self._standing.hasten()
+        skipped = leave_out(self._reader, segments)
+        self._progress.tidy()
+        return skipped
+
+    def _hurry(self) -> None:
+        self._orders.hurry = True
+        self._standing.hasten()
+
+    def _rest(self, off: SwitchedOff) -> float:
+        """Do nothing but finish what was sent before; the queue stays as it is."""
+        if not self._standing.is_paused:
+            self._drop_forwarder()  # its destination may be going away
+        self._standing.pause(off)
+        self._progress.tidy()
+        self._queue.refresh()
+        return IDLE_S
+
     # The rest
 
     def _make_forwarder(self) -> float:
         """Make the forwarder; how long to wait when that fails."""
         try:
             self._forwarder = self._make()
-        except Exception as exc:  # a wrong setting of one destination concerns no other
-            reason = f"{type(exc).__name__}: {exc}"
-            if self._is_news(reason):
-                log.error("forwarder cannot be made", extra={"forwarder": self.name}, exc_info=exc)
-            return self._stop("it cannot be made", reason)
+        except Exception as exc:  # noqa: BLE001  a wrong setting of one destination concerns no other
+            return self._standing.cannot_be_made(exc)
         return 0.0
 
     def _drop_forwarder(self) -> None:
@@ -328,17 +359,3 @@ class Lane:
             except Exception as exc:  # it is dropped either way
                 log.warning("forwarder did not close cleanly", extra={"forwarder": self.name}, exc_info=exc)
             self._forwarder = None
-
-    def _wait(self, seconds: float, state: State, reason: str) -> float:
-        if state == "retrying" and self._status.current and self._status.current.state == "stopped":
-            state = "stopped"  # until it works
-        self._status.put(state, reason, self._backoff.failures)
-        self._not_before = self._monotonic() + seconds
-        return seconds
-
-    def _is_news(self, reason: str) -> bool:
-        """Whether this was not logged since the forwarder last worked."""
-        if reason in self._reasons or len(self._reasons) >= _REASONS_REMEMBERED:
-            return False
-        self._reasons.add(reason)
-        return True

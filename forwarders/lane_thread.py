@@ -53,6 +53,11 @@ class LaneThread:
         if self._lane is not None:
             self._lane.notify()
 
+    @property
+    def lane(self) -> Lane | None:
+        """The lane that is at work, for a person's orders; None between a death and the next start."""
+        return self._lane
+
     def stop(self) -> None:
         """Ask it to end after what is being sent."""
         if self._lane is not None:

@@ -91,6 +91,13 @@ class QueueReader:
         self._counted.clear()
         self._counted_events = 0
 
+    def leave(self, segment: str) -> None:
+        """A segment is done without its events having been sent."""
+        self.begun.pop(segment, None)
+        self.finishing.add(segment)
+        if self._cut and self._cut[0] == segment:
+            self._cut = None
+
     # How much waits
 
     def pending(self) -> bool:

@@ -22,8 +22,8 @@ from spool.queue import Queue
 
 log = logging.getLogger(__name__)
 
-State = Literal["ok", "retrying", "stopped"]
-STATES: Final[tuple[State, ...]] = ("ok", "retrying", "stopped")  # the number of each is the counter ``state``
+State = Literal["ok", "retrying", "stopped", "paused"]
+STATES: Final[tuple[State, ...]] = ("ok", "retrying", "stopped", "paused")  # as the counter ``state`` has them
 REASON_MAX_CHARS: Final = 500
 STATUS_NAME: Final = ".status.json"
 

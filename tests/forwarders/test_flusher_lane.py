@@ -12,7 +12,7 @@ from spooled import Bench, Destination, event
 
 from formats.event import Event
 from forwarders.contract import Forwarder, Refused, Unavailable
-from forwarders.lane import STOPPED_S
+from forwarders.standing import STOPPED_S
 from forwarders.status import read_status
 from spool.cursor import Cursor, Range
 from spool.directory import SpoolDirectory
@@ -290,7 +290,7 @@ def test_a_bug_is_logged_with_its_traceback_once(bench: Bench, caplog: pytest.Lo
     bench.destination.answer = fails_on(wanted[30])
     bench.work_for(60)
 
-    logged = [r for r in caplog.records if r.name == "forwarders.lane" and r.levelno == logging.ERROR]
+    logged = [r for r in caplog.records if r.name == "forwarders.standing" and r.levelno == logging.ERROR]
     assert [r.message for r in logged] == ["forwarder fails unexpectedly"]
     assert logged[0].exc_info is not None
 

@@ -1,0 +1,132 @@
+"""How a forwarder stands with its destination: its state, for people, and when it is tried next.
+
+Each reason is logged once until the forwarder works again: a destination that is down for a day is not a line a minute.
+"""
+
+import logging
+import math
+import random
+import time
+from collections.abc import Callable
+from typing import Final
+
+from forwarders.backoff import Backoff
+from forwarders.contract import Unavailable
+from forwarders.status import ForwarderStatus, State, StatusFile
+from spool.switch import SwitchedOff
+
+log = logging.getLogger(__name__)
+
+STOPPED_S: Final = 60.0
+_REASONS_REMEMBERED: Final = 100
+
+
+class Standing:
+    """The standing of one forwarder. Owner: its thread. ``not_before``: monotonic seconds; when it is tried next."""
+
+    def __init__(
+        self,
+        forwarder: str,
+        status: StatusFile,
+        *,
+        uniform: Callable[[float, float], float] = random.uniform,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.not_before = -math.inf
+        self._forwarder = forwarder
+        self._status = status
+        self._backoff = Backoff(uniform)
+        self._monotonic = monotonic
+        self._reasons: set[str] = set()
+
+    @property
+    def status(self) -> ForwarderStatus | None:
+        """As it was last written."""
+        return self._status.current
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it stands still because a person wants that."""
+        return self._state() == "paused"
+
+    def works(self) -> None:
+        """The destination took a batch."""
+        if self._state() not in (None, "ok"):
+            log.info("forwarder works again", extra={"forwarder": self._forwarder})
+        self._begin_anew()
+
+    def unavailable(self, exc: Unavailable) -> float:
+        """The destination does not take events now; how long to wait."""
+        wait = self._backoff.failed(exc.retry_after_s)
+        if self._is_news(exc.reason):
+            log.warning("forwarder is not available", extra={"forwarder": self._forwarder, "reason": exc.reason})
+        return self._wait(wait, "retrying", exc.reason)
+
+    def failed(self, exc: Exception) -> str:
+        """A send ended unexpectedly; what to say of it."""
+        reason = f"{type(exc).__name__}: {exc}"
+        if self._is_news(reason):
+            log.error("forwarder fails unexpectedly", extra={"forwarder": self._forwarder}, exc_info=exc)
+        return reason
+
+    def retry(self, reason: str, *, at_once: bool) -> float:
+        """Try again after a failure; how long to wait."""
+        wait = self._backoff.failed()
+        return self._wait(0.0 if at_once else wait, "retrying", reason)
+
+    def hindered(self, exc: Exception) -> float:
+        """Our own disk, not the destination."""
+        if self._is_news(str(exc)):
+            log.error("forwarder cannot advance", extra={"forwarder": self._forwarder, "error": str(exc)})
+        return self._wait(self._backoff.failed(), "retrying", str(exc))
+
+    def cannot_be_made(self, exc: Exception) -> float:
+        """There is no forwarder to send with."""
+        reason = f"{type(exc).__name__}: {exc}"
+        if self._is_news(reason):
+            log.error("forwarder cannot be made", extra={"forwarder": self._forwarder}, exc_info=exc)
+        return self.stop("it cannot be made", reason)
+
+    def stop(self, what: str, reason: str) -> float:
+        """It needs a person; how long until it is tried all the same."""
+        if self._is_news(what):
+            log.error("forwarder has stopped", extra={"forwarder": self._forwarder, "what": what, "reason": reason})
+        return self._wait(STOPPED_S, "stopped", f"{what}: {reason}")
+
+    def pause(self, off: SwitchedOff) -> None:
+        """A person paused it."""
+        if not self.is_paused:
+            log.warning("forwarder is paused", extra={"forwarder": self._forwarder, "reason": off.reason})
+        self._status.put("paused", off.reason)
+
+    def resume(self) -> None:
+        """A person wants it to work again."""
+        log.info("forwarder is resumed", extra={"forwarder": self._forwarder})
+        self._begin_anew()
+        self.hasten()
+
+    def hasten(self) -> None:
+        """Try again now, whatever the wait."""
+        self.not_before = -math.inf
+
+    def _begin_anew(self) -> None:
+        self._reasons.clear()
+        self._backoff.reset()
+        self._status.put("ok")
+
+    def _state(self) -> State | None:
+        return self.status.state if self.status else None
+
+    def _wait(self, seconds: float, state: State, reason: str) -> float:
+        if state == "retrying" and self._state() == "stopped":
+            state = "stopped"  # until it works
+        self._status.put(state, reason, self._backoff.failures)
+        self.not_before = self._monotonic() + seconds
+        return seconds
+
+    def _is_news(self, reason: str) -> bool:
+        """Whether this was not logged since the forwarder last worked."""
+        if reason in self._reasons or len(self._reasons) >= _REASONS_REMEMBERED:
+            return False
+        self._reasons.add(reason)
+        return True
