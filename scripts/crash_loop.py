@@ -1,37 +1,44 @@
 #!/usr/bin/env python3
-"""Load a collector, kill -9 its processes at random, and count what was lost: it must be nothing.
+"""Load a collector, kill it or cut its power, again and again, and count what was lost: it must be nothing.
 
-Clients send numbered events and note which of them were answered 202. A killer picks a process of the
-collector (an HTTP worker, the gunicorn master, the flusher, the supervisor, or all at once) at random moments. In the
-end the collector is stopped, its queues are drained into the archive, and the ledger is drawn up:
+Clients send numbered events and note which of them were answered 202. Meanwhile, at random moments:
 
-    lost        answered 202, and not in the archive as it was sent: the run fails
+    kill -9       of random processes of `collector serve`, several at once: HTTP workers, the gunicorn master, the
+                  flusher, the supervisor, or all of them (one round; every killed process counts as a kill)
+    --power-cut   the spool lies on a filesystem of its own in a file, ext4 or xfs, which is shut down below the
+                  running collector, as if the plug were pulled; then it is mounted again, recovered and delivered.
+                  Needs root, /dev/loop* and mkfs.ext4 or mkfs.xfs
+
+In the end the queues are drained into the archive, and the ledger is drawn up:
+
+    lost        answered 202, and not in the archive as it was sent. The run fails, unless the power was cut and the
+                durability allows it: with "interval" events younger than the interval and 50 ms, with "none" any
     doubled     one event under two ids: the run fails
+    damaged     sealed segments with a range that cannot be read: the run fails
     repeats     lines beyond the first with the same id: allowed, delivery is at least once
     unanswered  sent, never answered, but there: allowed, a reply can be lost
 
     scripts/crash_loop.py --events 100000 --clients 8 --kills 40
+    scripts/crash_loop.py --power-cut xfs --durability interval --cuts 20
 """
 
 import argparse
 import contextlib
-import http.client
 import json
 import os
 import random
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgpack
+from crash_load import Found, Ledger, load
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = """
@@ -40,9 +47,15 @@ bind = "127.0.0.1:{port}"
 workers = {workers}
 
 [spool]
-path = "{base}/spool"
+path = "{spool}"
 min_free_bytes = 0
-segment_max_age_s = 0.5
+segment_max_age_s = {segment_max_age_s}
+segment_max_bytes = {segment_max_bytes}
+
+[durability]
+pixel = "{durability}"
+post = "{durability}"
+interval_ms = 200
 
 [log]
 level = "warning"
@@ -51,244 +64,219 @@ level = "warning"
 path = "{base}/events"
 batch_max_age_s = 0.2
 """
+UP_AGAIN_S = 4.0  # the supervisor waits ever longer before it starts what keeps dying; then it is killed too
 
 
-@dataclass
-class Ledger:
-    """What the clients sent, and what of it was answered 202."""
+def write_config(base: Path, spool: Path, arguments: argparse.Namespace, **segments: float) -> tuple[Path, int]:
+    """Settings for a collector on a free port, with these limits of a segment; returns their file and the port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = base / "collector.toml"
+    config.write_text(
+        CONFIG.format(
+            port=port, workers=arguments.workers, spool=spool, base=base, durability=arguments.durability,
+            **segments,
+        )
+    )  # fmt: skip
+    return config, port
 
-    sent: int = 0
-    acknowledged: set[int] = field(default_factory=set)
-    statuses: Counter[str] = field(default_factory=Counter)
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def take(self, wanted: int) -> range:
-        """The next numbers to send."""
-        with self.lock:
-            first = self.sent
-            self.sent += wanted
-            return range(first, self.sent)
-
-    def note(self, status: str, numbers: range) -> None:
-        """Write down how a request with these numbers ended."""
-        with self.lock:
-            self.statuses[status] += 1
-            if status == "202":
-                self.acknowledged.update(numbers)
+def is_alive(port: int) -> bool:
+    """Whether HTTP is answered."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1) as probe:
+            probe.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            return probe.recv(12) == b"HTTP/1.1 200"
+    except OSError:
+        return False
 
 
 class Collector:
-    """``collector serve`` and its processes."""
+    """``collector serve`` and its processes, for killing."""
 
-    def __init__(self, base: Path, workers: int) -> None:
-        self.base = base
-        self.workers = workers
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.config = base / "collector.toml"
-        self.config.write_text(CONFIG.format(port=self.port, workers=workers, base=base))
-        self.process: subprocess.Popen[bytes] | None = None
+    def __init__(self, base: Path, config: Path) -> None:
+        self._base = base
+        self._config = config
+        self._process: subprocess.Popen[bytes]
         self.starts = 0
 
     def command(self, *arguments: str) -> list[str]:
         """The command line of ``collector``."""
-        return [sys.executable, "-m", "collector", *arguments, "--config", str(self.config)]
+        return [sys.executable, "-m", "collector", *arguments, "--config", str(self._config)]
 
     def start(self) -> None:
         """Start it in a process group of its own; do not wait."""
-        with (self.base / "collector.log").open("ab") as log:
-            self.process = subprocess.Popen(
+        with (self._base / "collector.log").open("ab") as log:
+            self._process = subprocess.Popen(
                 self.command("serve"), cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         self.starts += 1
 
-    def is_up(self) -> bool:
-        """Whether HTTP is answered, and by this start's own processes: orphans of the last one may still answer."""
-        assert self.process is not None
-        if len(descendants(self.process.pid)) < self.workers + 2:
-            return False
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), 1) as probe:
-                probe.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-                return probe.recv(12) == b"HTTP/1.1 200"
-        except OSError:
-            return False
+    def processes(self) -> dict[int, str]:
+        """Process ids, and what each of them does."""
+        found = {self._process.pid: "supervisor"}
+        for pid in _children(self._process.pid):
+            is_flusher = b"\0flush" in _command_line(pid)
+            found[pid] = "flusher" if is_flusher else "master"
+            if not is_flusher:
+                found.update(dict.fromkeys(_children(pid), "worker"))
+        return found
 
-    def kill_one(self, rng: random.Random) -> str:
-        """Kill -9 one process, or all; returns which kind."""
-        assert self.process is not None
-        supervisor = self.process.pid
-        victim = rng.choice([*descendants(supervisor), supervisor, 0])
-        kind = {supervisor: "supervisor", 0: "all"}.get(victim) or kind_of(victim)
-        with contextlib.suppress(ProcessLookupError):
-            if victim == 0:
-                os.killpg(supervisor, signal.SIGKILL)
-            else:
-                os.kill(victim, signal.SIGKILL)
-        if victim in (0, supervisor):
-            self.process.wait()
+    def kill_some(self, rng: random.Random) -> list[str]:
+        """Kill -9 some processes at once; returns what they did."""
+        running = self.processes()
+        workers = [pid for pid, kind in running.items() if kind == "worker"]
+        victims = rng.sample(workers, rng.randint(1, len(workers))) if workers else []
+        others = {
+            "flusher": rng.random() < 0.1,
+            "master": rng.random() < 0.05,
+            "supervisor": rng.random() < 0.05,
+        }
+        victims += [pid for pid, kind in running.items() if others.get(kind)]
+        if rng.random() < 0.05:
+            victims = list(running)
+        return self._kill({pid: running[pid] for pid in rng.sample(victims, len(victims))})
+
+    def kill_all(self) -> list[str]:
+        """Kill -9 every process, and start anew."""
+        return self._kill(self.processes() | {self._process.pid: "supervisor"})
+
+    def _kill(self, victims: dict[int, str]) -> list[str]:
+        killed = []
+        for pid, kind in victims.items():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                killed.append(kind)
+        if "supervisor" in killed:
+            self._process.wait()
             self.start()
-        return kind
+        return killed
+
+    def revive(self) -> None:
+        """Start it again if it ended by itself: the address may still have been taken by those who were dying."""
+        if self._process.poll() is not None:
+            self.start()
 
     def stop(self) -> int:
-        """SIGTERM and wait."""
-        assert self.process is not None
-        self.process.terminate()
-        return self.process.wait(30)
+        """SIGTERM and wait; its exit code."""
+        self._process.terminate()
+        return self._process.wait(30)
 
 
-def descendants(pid: int) -> list[int]:
-    """All children of a process, theirs too."""
-    found, todo = [], [pid]
-    while todo:
-        parent = todo.pop()
-        try:
-            children = [int(each) for each in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-        except OSError:
-            continue
-        found += children
-        todo += children
-    return found
-
-
-def kind_of(pid: int) -> str:
-    """What a process of the collector does."""
+def _children(pid: int) -> list[int]:
     try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        above = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace")
-    except (OSError, IndexError):
-        return "gone"
-    if "\0flush" in command:
-        return "flusher"
-    return "worker" if above == command else "master"
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
-def request_for(numbers: range, rng: random.Random) -> tuple[str, str, bytes | None, dict[str, str]]:
-    """One request with an event for each number, in one of the formats."""
-    kind = rng.choice(("json", "ndjson", "msgpack")) if len(numbers) > 1 else rng.choice(("pixel", "json"))
-    if kind == "pixel":
-        return "GET", f"/1?v=Crash,8{numbers[0]},sfiller", None, {}
-    events = [{"eventName": "Crash", "payload": {"1": number, "2": "x" * rng.randrange(200)}} for number in numbers]
-    if kind == "msgpack":
-        return "POST", "/rest/1.0/event", msgpack.packb(events), {"Content-Type": "application/msgpack"}
-    joiner = "\n".join(json.dumps(event) for event in events) if kind == "ndjson" else json.dumps(events)
-    return "POST", "/rest/1.0/event", joiner.encode(), {"Content-Type": "application/json"}
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
-def client(port: int, ledger: Ledger, seed: int, enough: threading.Event) -> None:
-    """Send until it is enough; a number is sent once, whatever the answer."""
-    rng = random.Random(seed)
-    connection: http.client.HTTPConnection | None = None
-    while not enough.is_set():
-        if connection is None:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-            try:
-                connection.connect()
-            except OSError:
-                connection = None
-                time.sleep(0.02)
-                continue
-        numbers = ledger.take(rng.choice((1, 1, 1, 5, 20, 100)))
-        method, path, body, headers = request_for(numbers, rng)
-        try:
-            connection.request(method, path, body, headers)
-            response = connection.getresponse()
-            response.read()
-            status = str(response.status) if response.headers.get("Warning") is None else "warned"
-        except (OSError, http.client.HTTPException):
-            status = "no answer"
-            connection.close()
-            connection = None
-        ledger.note(status, numbers)
-
-
-def read_archive(archive: Path) -> tuple[dict[int, set[str]], int]:
-    """Number of each whole event → ids it was found under, and how many lines there were."""
-    found: dict[int, set[str]] = {}
-    lines = 0
-    for path in archive.rglob("*.jsonl"):
-        if path.is_relative_to(archive / ".tmp"):
-            continue
-        with path.open("rb") as file:
-            for line in file:
-                event = json.loads(line)
-                lines += 1
-                if event["eventName"] == "Crash" and event["payload"]["2"].strip("x") in ("", "filler"):
-                    found.setdefault(event["payload"]["1"], set()).add(event["id"])
-    return found, lines
-
-
-def run(arguments: argparse.Namespace, base: Path) -> int:
-    """One run; returns the exit code."""
-    rng = random.Random(arguments.seed)
-    collector = Collector(base, arguments.workers)
+def kill_processes(arguments: argparse.Namespace, base: Path, rng: random.Random) -> dict[str, object]:
+    """Rounds of kill -9 under load; what came of it."""
+    config, port = write_config(
+        base, base / "spool", arguments, segment_max_bytes=16 * 1024 * 1024, segment_max_age_s=0.5
+    )
+    collector = Collector(base, config)
     collector.start()
     ledger = Ledger()
-    started = time.monotonic()
-    deadline = started + arguments.seconds
-    enough = threading.Event()
-    threads = [
-        threading.Thread(target=client, args=(collector.port, ledger, rng.randrange(1 << 30), enough), daemon=True)
-        for _ in range(arguments.clients)
-    ]
-    for thread in threads:
-        thread.start()
     kills: Counter[str] = Counter()
-    while (kills.total() < arguments.kills or ledger.sent < arguments.events) and time.monotonic() < deadline:
-        time.sleep(rng.uniform(0, 2) * arguments.pause)
-        if kills.total() < arguments.kills and collector.is_up():
-            kills[collector.kill_one(rng)] += 1
-    enough.set()
-    for thread in threads:
-        thread.join()
-    loaded_s = time.monotonic() - started
-    while not collector.is_up() and time.monotonic() < deadline + 30:  # a half-started process ends by SIGTERM itself
+    rounds = 0
+    recovery_s: list[float] = []
+    began = time.monotonic()
+    deadline = began + arguments.seconds
+    with load(port, ledger, arguments.clients, rng):
+        while (kills.total() < arguments.kills or ledger.sent < arguments.events) and time.monotonic() < deadline:
+            killed_at, known = time.monotonic(), ledger.acknowledged
+            while ledger.acknowledged == known and time.monotonic() < deadline:  # nothing is learned while it is down
+                if time.monotonic() - killed_at > UP_AGAIN_S:
+                    kills.update(collector.kill_all())
+                    killed_at = time.monotonic()
+                collector.revive()
+                time.sleep(0.01)
+            recovery_s.append(time.monotonic() - killed_at)
+            time.sleep(rng.uniform(0, 2) * arguments.pause)
+            if kills.total() < arguments.kills:
+                rounds += 1
+                kills.update(collector.kill_some(rng))
+    loaded_s = time.monotonic() - began
+    whole = {"supervisor", "flusher", "master", "worker"}
+    while time.monotonic() < deadline + 30:  # a half-started process ends by SIGTERM itself
+        if whole <= set(collector.processes().values()) and is_alive(port):
+            break
+        collector.revive()
         time.sleep(0.05)
     stopped = collector.stop()
-    flushed = subprocess.run(collector.command("flush", "--once"), cwd=REPOSITORY, check=False, timeout=120).returncode
-    found, lines = read_archive(base / "events")
-    ids = sum(len(each) for each in found.values())
-    lost = ledger.acknowledged - found.keys()
-    doubled = sum(len(each) > 1 for each in found.values())
-    print(json.dumps({
-        "events_sent": ledger.sent, "acknowledged": len(ledger.acknowledged), "lost": len(lost), "doubled": doubled,
-        "repeats": lines - ids, "unanswered_but_there": len(found.keys() - ledger.acknowledged),
-        "answers": dict(ledger.statuses), "kills": dict(kills), "kills_total": kills.total(),
-        "starts": collector.starts, "seconds": round(loaded_s, 1), "stop_exit": stopped, "flush_exit": flushed,
-    }))  # fmt: skip
-    bad_answers = set(ledger.statuses) - {"202", "503", "no answer"}
+    flush = collector.command("flush", "--once")
+    flushed = subprocess.run(flush, cwd=REPOSITORY, check=False, timeout=300, stdout=sys.stderr).returncode
+    found = Found()
+    found.read(base / "events")
     idle = kills.total() < arguments.kills / 2 or not ledger.acknowledged  # such a run has shown nothing
-    if lost or doubled or bad_answers or stopped or flushed or idle:
-        print(
-            f"FAILED: lost {sorted(lost)[:10]} bad answers {bad_answers}{' too few kills' * idle}; left in {base}",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+    return {
+        **found.summary(ledger),
+        "rounds": rounds,
+        "kills": dict(kills),
+        "kills_total": kills.total(),
+        "starts": collector.starts,
+        "recovery_s": {"median": round(statistics.median(recovery_s), 3), "longest": round(max(recovery_s), 3)},
+        "damaged": damaged_ranges(base / "spool"),
+        "seconds": round(loaded_s, 1),
+        "stop_exit": stopped,
+        "flush_exit": flushed,
+        "bad": [*(["too few kills"] if idle else []), *(["exit code"] if stopped or flushed else [])],
+    }
+
+
+def damaged_ranges(spool: Path) -> int:
+    """Damage that the forwarders met; a torn tail of an open segment is cut off before they see it."""
+    from collector.metrics import read_all
+
+    return sum(each.get("damaged_ranges_total", 0) for each in read_all(spool / "_metrics").forwarders.values())
 
 
 def main() -> int:
-    """Parse the command line and run."""
+    """Parse the command line, run, and say what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--events", type=int, default=100_000, help="how many events to send at least (default: %(default)s)"
-    )
-    parser.add_argument("--clients", type=int, default=8, help="connections at a time (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="HTTP workers (default: %(default)s)")
-    parser.add_argument("--kills", type=int, default=40, help="how many kill -9 (default: %(default)s)")
-    parser.add_argument("--pause", type=float, default=0.4, help="mean seconds between kills (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=120, help="give up sending after this (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30), help="of the random choices")
+    add = parser.add_argument
+    add("--events", type=int, default=100_000, help="how many events to send at least (default: %(default)s)")
+    add("--clients", type=int, default=8, help="connections at a time (default: %(default)s)")
+    add("--workers", type=int, default=2, help="HTTP workers (default: %(default)s)")
+    add("--durability", choices=("commit", "interval", "none"), default="commit", help="(default: %(default)s)")
+    add("--kills", type=int, default=40, help="how many processes to kill (default: %(default)s)")
+    add("--pause", type=float, default=0.2, help="mean seconds of load between kills or cuts (default: %(default)s)")
+    add("--seconds", type=float, default=900, help="give up after this (default: %(default)s)")
+    add("--seed", type=int, default=random.randrange(1 << 30), help="of the random choices")
+    add("--power-cut", choices=("ext4", "xfs"), help="cut the power of a filesystem of this kind instead of killing")
+    add("--cuts", type=int, default=20, help="how many power cuts (default: %(default)s)")
+    add("--threads", type=int, help="cut the power under gunicorn's own worker with so many threads")
     arguments = parser.parse_args()
+    sys.path.insert(0, str(REPOSITORY))
     base = Path(tempfile.mkdtemp(prefix="crash-loop-"))
     print(f"seed {arguments.seed}", file=sys.stderr)
-    code = run(arguments, base)
-    if code == 0:
-        shutil.rmtree(base)
-    return code
+    rng = random.Random(arguments.seed)
+    if arguments.power_cut:
+        from crash_power import cut_power_again_and_again as run
+    else:
+        run = kill_processes
+    result = run(arguments, base, rng)
+    bad = result.pop("bad")
+    if arguments.power_cut is None or arguments.durability == "commit":
+        bad += ["lost"] * bool(result["lost"])
+    bad += [each for each in ("doubled", "damaged") if result[each]]
+    bad += [f"answer {each}" for each in set(result["answers"]) - {"202", "503", "no answer"}]
+    print(json.dumps(result))
+    if bad:
+        print(f"FAILED: {', '.join(bad)}; left in {base}", file=sys.stderr)
+        return 1
+    shutil.rmtree(base)
+    return 0
 
 
 if __name__ == "__main__":
