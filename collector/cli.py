@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 import collector
+from collector.cli_audit import audit
 from collector.cli_collection import collection
 from collector.cli_config import config
 from collector.cli_keys import keys
@@ -84,7 +85,7 @@ def send(settings: "Settings", file: BinaryIO, url: str | None, batch: int, trie
         sys.exit(1)
 
 
-for command in (collection, config, keys, quarantine, spool, status):
+for command in (audit, collection, config, keys, quarantine, spool, status):
     cli.add_command(command)
 
 

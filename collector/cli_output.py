@@ -10,6 +10,10 @@ T = TypeVar("T")
 
 _WIDE = 10_000  # columns are cut for a person's terminal only: a program gets all of it
 _PROGRESS_FROM = 50
+_NUMBERS = {
+    "SIZE", "EVENTS", "SEGMENTS", "TRIES", "ACCEPTED", "REPLAYED", "PENDING", "FORWARDED", "QUARANTINED", "SKIPPED",
+    "DROPPED", "DAMAGED", "MISSING",
+}  # fmt: skip
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -22,7 +26,7 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in head:
-        table.add_column(name, justify="right" if name in ("SIZE", "EVENTS", "SEGMENTS", "TRIES") else "left")
+        table.add_column(name, justify="right" if name in _NUMBERS else "left")
     for row in rows:
         table.add_row(*row)
     console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, highlight=False)

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from formats.envelope import decode_envelope
 from formats.event import Event
 from spool.cursor import Range
+from spool.outcome import NOTHING, Outcome
 from spool.reader import Record
 from spool.record import Origin
 
@@ -50,8 +51,8 @@ class Batch:
     """One batch. ``pieces`` is emptied by `QueueReader.decode`, which fills ``events``.
 
     ``ranges`` is what the cursor is told; ``finished`` are the segments that hold nothing behind it.
-    ``count`` and ``size`` are events and bytes of payload, before names are looked at; ``skipped`` events were not
-    chosen. ``full``: it was not for want of more that it ended.
+    ``count`` and ``size`` are events and bytes of payload, before names are looked at. ``full``: it was not for want
+    of more that it ended. ``outcomes``: what has become of events of each segment in this batch.
     """
 
     ranges: list[Range] = field(default_factory=list)
@@ -62,9 +63,18 @@ class Batch:
     size: int = 0
     damaged: int = 0
     full: bool = False
-    skipped: int = 0
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     ends: list[tuple[int, str]] = field(default_factory=list)  # (events up to here, the segment they are from)
+
+    @property
+    def skipped(self) -> int:
+        """Events that were not chosen."""
+        return sum(each.skipped for each in self.outcomes.values())
+
+    def tell(self, segment: str, outcome: Outcome) -> None:
+        """Something has become of events of a segment."""
+        self.outcomes[segment] = self.outcomes.get(segment, NOTHING).plus(outcome)
 
     def add(self, piece: Piece) -> None:
         """Take a piece in."""

@@ -26,6 +26,7 @@ from forwarders.skipping import Choice, Skipped
 from forwarders.status import Gauges, StatusFile
 from spool.ballast import Ballast
 from spool.directory import FILE_MODE, SEALED_SUFFIX, SpoolDirectory, SpoolError
+from spool.ledger import Ledger
 from spool.oddities import Oddities
 from spool.quarantine import Quarantine
 from spool.queue import Queue, distribute, start_queue
@@ -72,6 +73,7 @@ class Flusher:
         self._wall_ns = wall_ns
         self._oddities = Oddities()
         self._ballast = Ballast(directory)
+        self._ledger = Ledger(directory, wall_ns=wall_ns)
         self._partly: dict[str, set[str]] = {}
         self.hangs = False
         self._runs = False
@@ -193,7 +195,7 @@ class Flusher:
 
     def _start_queue(self, configured: Configured) -> None:
         with self._tolerating(f"queue of {configured.name}"):
-            start_queue(self._directory, configured.name, start=configured.flush.start)
+            start_queue(self._directory, configured.name, start=configured.flush.start, ledger=self._ledger)
             self._waiting.remove(configured)
             self._working.append(configured)
 
@@ -229,6 +231,7 @@ class Flusher:
                 self._start_queues()
             with self._tolerating("ballast"):
                 self._ballast.refill()
+            self._ledger.retry()
         if now >= self._measure_at:
             with self._tolerating("measure"):
                 self._measure()
@@ -245,6 +248,7 @@ class Flusher:
                 oddities=self._oddities,
                 released=lambda size: self._count("released_bytes_total", size),
                 partly=self._partly,
+                ledger=self._ledger,
             )
             self._count("segments_distributed_total", handed_out)
         return handed_out

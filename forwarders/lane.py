@@ -17,6 +17,7 @@ import math
 import random
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Final
@@ -37,6 +38,8 @@ from forwarders.trial import decode_and_send, survives
 from spool.ballast import Ballast
 from spool.cursor import Cursor, Range
 from spool.directory import SpoolDirectory, SpoolError
+from spool.ledger import Ledger
+from spool.outcome import Outcome
 from spool.quarantine import Quarantine
 from spool.queue import Queue
 from spool.switch import Switch, SwitchedOff
@@ -88,9 +91,16 @@ class Lane:
         )
         path = self._queue.path / ".cursor"
         cursor = Ballast(directory).spend_on(lambda: Cursor.open(path, instance=directory.instance))
-        self._progress = Progress(cursor, self._reader, forwarder=self.name, released=released, monotonic=monotonic)
         self._orders = Orders(Switch.forwarder(directory, self.name))
         self._standing = Standing(self.name, status, uniform=uniform, monotonic=monotonic)
+        self._progress = Progress(
+            cursor,
+            self._reader,
+            Ledger(directory, wall_ns=wall_ns),
+            forwarder=self.name,
+            released=released,
+            monotonic=monotonic,
+        )
         self._suspicion = Suspicion(
             self.name,
             self._reader,
@@ -291,12 +301,22 @@ class Lane:
                 self._counters.add("duplicates_possible_total", delivery.delivered)
         self._counters.add("skipped_events_total", batch.skipped)
         self._counters.add("damaged_ranges_total", batch.damaged)
+        self._tell_outcomes(batch, delivery)
         self._reader.advance(batch)
         self._progress.done(batch.ranges)
         self._batch = self._delivery = self._again = None
         self._repeated = False
         if delivery.events:
             self._standing.works()
+
+    def _tell_outcomes(self, batch: Batch, delivery: Delivery) -> None:
+        """Say of each segment how many of its events are with the destination, and how many in quarantine."""
+        kept = sorted((*delivery.refused, *delivery.failed))
+        begin = 0
+        for end, segment in batch.ends:
+            quarantined = bisect_left(kept, end) - bisect_left(kept, begin)
+            batch.tell(segment, Outcome(forwarded=end - begin - quarantined, quarantined=quarantined))
+            begin = end
 
     def _resume(self, cursor: Cursor) -> None:
         """Take up what the cursor says."""

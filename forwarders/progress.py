@@ -1,7 +1,7 @@
 """What the disk knows of one forwarder's progress: the cursor's marks, and the links of finished segments.
 
     attempt ──► "sending", one more start ──► survived (not available, a bug): "sending", no starts
-                                         └──► done: "acked", then the finished segments are unlinked
+                                         └──► done: "acked", then finished segments go: ledger, then unlink
 
 Marks are written before and after each attempt without a sync: they are there to outlive the process, not the power.
 A sync is due at the end of a segment, every second, and before a batch whose repeat must be identical. A cursor that
@@ -12,20 +12,26 @@ says by itself that all of it is done), and the price is a repeat after a crash.
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from forwarders.queue_reader import QueueReader
 from spool.cursor import Cursor, Range, State
+from spool.directory import uuid_of_name
+from spool.item import item_of_link
+from spool.ledger import Ledger
+from spool.outcome import NOTHING, Outcome
+from spool.seal import read_seal
 
 log = logging.getLogger(__name__)
 
 SYNC_S: Final = 1.0
+End = tuple[bytes, int, Outcome]  # segment uuid, events, what became of them
 _LOCK_WAIT_S: Final = 0.5
 
 
 class Progress:
-    """The cursor of one forwarder, and its unlinks.
+    """The cursor of one forwarder, its rows in the ledger, and its unlinks.
 
     Owner:  the forwarder's thread; only `abandon` is for another one.
     ``deaths``: how many processes began with the batch that comes first now, and were not heard of again.
@@ -36,6 +42,7 @@ class Progress:
         self,
         cursor: Cursor,
         reader: QueueReader,
+        ledger: Ledger,
         *,
         forwarder: str,
         released: Callable[[int], None],
@@ -43,6 +50,7 @@ class Progress:
     ) -> None:
         self._cursor = cursor
         self._reader = reader
+        self._ledger = ledger
         self._forwarder = forwarder
         self._released = released
         self._monotonic = monotonic
@@ -51,6 +59,7 @@ class Progress:
         self._recorded: Sequence[Range] | None = None
         self._unsaved: Sequence[Range] | None = None
         self._unsynced_links = False
+        self._entered: set[str] = set()
         self._synced_at = monotonic()
         self._failing = False
         self.deaths = cursor.last.starts if cursor.last and cursor.last.state == "sending" else 0
@@ -90,6 +99,7 @@ class Progress:
                 self._unsaved = None
             if self._reader.finishing:
                 self._sync_cursor()
+                self._enter()
                 self._unlink()
             if self._monotonic() - self._synced_at >= SYNC_S:
                 self._sync()
@@ -109,6 +119,40 @@ class Progress:
         with self._lock:
             self._sync()
             self._cursor.close()
+            self._ledger.close()
+
+    def _enter(self) -> None:
+        """Say in the ledger what became of the segments that are about to be unlinked."""
+        ends: dict[str, list[End]] = {}
+        for segment in self._reader.finishing - self._entered:
+            for owner, end in self._ends(segment):
+                ends.setdefault(owner, []).append(end)
+        for owner, some in ends.items():
+            self._ledger.add_all(owner, some)
+        self._entered = set(self._reader.finishing)
+
+    def _ends(self, segment: str) -> Iterator[tuple[str, End]]:
+        """The rows for one segment: (forwarder, row). A replayed item leaves the quarantine it was in."""
+        tally = self._reader.tallies.get(segment, NOTHING)
+        try:
+            uuid, sealed = read_seal(self._reader.queue.path / segment)
+        except FileNotFoundError:  # whoever took it away has to say what became of it
+            return
+        except OSError:
+            uuid, sealed = uuid_of_name(segment), None
+        if uuid is None:
+            return
+        events = tally.total if sealed is None else sealed
+        item = item_of_link(segment)
+        if item is None:
+            yield self._forwarder, (uuid, events, tally)
+        elif item[0] == self._forwarder:
+            tally = tally.of(events)
+            yield self._forwarder, (uuid, 0, tally._replace(quarantined=tally.quarantined - tally.total))
+        else:  # events of another forwarder, given to this one by a person
+            self._ledger.handed(self._forwarder, [(uuid, events)], replay=True)
+            yield self._forwarder, (uuid, events, tally)
+            yield item[0], (uuid, 0, Outcome(quarantined=-events, dropped=events))
 
     def _unlink(self) -> None:
         for segment in sorted(self._reader.finishing):
@@ -118,6 +162,8 @@ class Progress:
                 self._complain(exc)
                 return
             self._reader.finishing.discard(segment)
+            self._reader.tallies.pop(segment, None)
+            self._entered.discard(segment)
             self._unsynced_links = True
 
     def _write(self, state: State, ranges: Sequence[Range], starts: int, *, sync: bool = False) -> bool:
@@ -138,6 +184,7 @@ class Progress:
     def _sync(self) -> None:
         self._synced_at = self._monotonic()
         self._sync_cursor()
+        self._ledger.retry()
         if self._unsynced_links:
             try:
                 self._reader.queue.sync()

@@ -16,6 +16,7 @@ from forwarders.batch import BEGIN, Batch, Piece, Position, decode_record
 from spool.cursor import MAX_RANGES, Mark, Range
 from spool.directory import SpoolError
 from spool.item import item_of_link
+from spool.outcome import NOTHING, Outcome
 from spool.quarantine import Quarantine
 from spool.queue import Queue
 from spool.reader import Damage, Record, SegmentReader, SegmentUnreadable
@@ -38,6 +39,7 @@ class QueueReader:
     Owner: the forwarder's thread.
     Memory: the batch it has given, and of a record that is cut over several batches the events still to come.
     ``begun``: the segments that are partly done, and how far. ``finishing``: those that are done and still linked.
+    ``tallies``: what has become of the events of both.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class QueueReader:
         self.queue = queue
         self.begun: dict[str, Position] = {}
         self.finishing: set[str] = set()
+        self.tallies: dict[str, Outcome] = {}
         self._quarantine = quarantine
         self._max_events = max_events
         self._max_bytes = max_bytes
@@ -72,6 +75,7 @@ class QueueReader:
                 size = (self.queue.path / each.segment).lstat().st_size
             except FileNotFoundError:
                 continue
+            self.tallies[each.segment] = each.tally
             if mark.state == "sending":
                 self.begun[each.segment] = Position(each.from_offset, each.from_index)
             elif each.to_offset >= size:
@@ -80,9 +84,12 @@ class QueueReader:
                 self.begun[each.segment] = Position(each.to_offset, each.to_index)
 
     def advance(self, batch: Batch) -> None:
-        """The batch is done: the next one begins behind it."""
-        for each in batch.ranges:
+        """The batch is done, and its outcomes are complete: the next one begins behind it."""
+        for number, each in enumerate(batch.ranges):
+            tally = self.tallies.get(each.segment, NOTHING).plus(batch.outcomes.get(each.segment, NOTHING))
             self.begun[each.segment] = Position(each.to_offset, each.to_index)
+            self.tallies[each.segment] = tally
+            batch.ranges[number] = each._replace(tally=tally)
         for segment in batch.finished:
             self.begun.pop(segment, None)
             self.finishing.add(segment)
@@ -156,11 +163,16 @@ class QueueReader:
         return max(1, MAX_RANGES - len(self._aside))  # those set aside may have to be carried
 
     def _carry(self, batch: Batch) -> Batch:
-        """Add the place of segments that were begun and set aside: the cursor remembers one batch's ranges only."""
+        """Add the place of segments that were begun and set aside: the cursor remembers one batch's ranges only.
+
+        Those that it has no room for (a disk that fails in hundreds of segments) are repeated after a crash.
+        """
         named = {each.segment for each in batch.ranges}
         for segment, (offset, event) in self.begun.items():
+            if len(batch.ranges) >= MAX_RANGES:
+                break
             if segment not in named:
-                batch.ranges.append(Range(segment, offset, event, offset, event))
+                batch.ranges.append(Range(segment, offset, event, offset, event, self._tally(segment)))
         return batch
 
     def _segments(self) -> Iterator[str]:
@@ -193,6 +205,8 @@ class QueueReader:
                     if isinstance(found, Damage):
                         self._keep_damage(reader, found)
                         batch.damaged += 1
+                        lost = Outcome(unknown=1) if found.events is None else Outcome(damaged=found.events)
+                        batch.tell(segment, lost)
                         position = Position(found.end, 0)
                         continue
                     if plain and not position.event and self._add_whole(batch, segment, found):
@@ -215,8 +229,10 @@ class QueueReader:
         except SegmentUnreadable as exc:
             position, ended = self._keep_file(segment, str(exc)), True
             batch.damaged += 1
+            batch.tell(segment, Outcome(unknown=1))
         except FileNotFoundError:
             self.begun.pop(segment, None)
+            self.tallies.pop(segment, None)
             self.queue.lost(segment)
             return True
         except OSError as exc:
@@ -227,8 +243,11 @@ class QueueReader:
         if ended:
             batch.finished.append(segment)
         if ended or position != begin:
-            batch.ranges.append(Range(segment, *begin, *position))
+            batch.ranges.append(Range(segment, *begin, *position, self._tally(segment)))
         return room
+
+    def _tally(self, segment: str) -> Outcome:
+        return self.tallies.get(segment, NOTHING)
 
     def _add_whole(self, batch: Batch, segment: str, record: Record) -> bool:
         """Add a record if there is room for all of it; what `_room` and `Batch.add` say, in a third of their time."""
@@ -276,12 +295,15 @@ class QueueReader:
                 batch.ends.append((len(batch.events), current))
                 current, replay = segment, item_of_link(segment) is not None
             events = self._events_of(segment, record)
+            if not events:
+                batch.tell(segment, Outcome(damaged=stop - start))
             if start or stop < record.event_count:
                 self._cut = (segment, record, events) if stop < record.event_count else None
                 events = events[start:stop]
             chosen = events if replay else choose(events)
             batch.events += chosen
-            batch.skipped += len(events) - len(chosen)
+            if len(chosen) < len(events):
+                batch.tell(segment, Outcome(skipped=len(events) - len(chosen)))
         batch.ends.append((len(batch.events), current))
 
     def _events_of(self, segment: str, record: Record) -> list[Event]:

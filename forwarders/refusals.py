@@ -10,6 +10,7 @@ from forwarders.delivery import Delivery
 from forwarders.flush_settings import Counters
 from forwarders.queue_reader import CannotQuarantine
 from spool.directory import SpoolError
+from spool.outcome import Outcome
 from spool.quarantine import Quarantine, RefusedRecord
 from spool.record import Origin
 
@@ -39,6 +40,7 @@ class Refusals:
         origin = record.origin or Origin(record.uuid, record.offset)
         refused = RefusedRecord(origin, record.payload, record.event_count, record.received_ns)
         self._add(piece.segment, [refused], "processes die of it", reason)
+        batch.tell(piece.segment, Outcome(quarantined=record.event_count - piece.start))
         batch.remove(piece)
 
     def _keep_events(self, batch: Batch, events: Sequence[Event], errors: Mapping[int, str], reason: str) -> None:

@@ -6,7 +6,7 @@ little-endian. A slot:
 
     magic       4 bytes   "EVCU"
     crc         u32       CRC-32 of what follows, up to the last range
-    version     u16       1
+    version     u16       2
     state       u16       1 sending: handed to the destination, no answer yet; 2 acked: all of it is delivered
     starts      u32       how often a process began with this very batch
     sequence    u64       one more than in the other slot; the higher one counts
@@ -18,6 +18,9 @@ little-endian. A slot:
       name      the segment's file name in the queue
       from      u64, u32  offset of the first record, index of the first event in it
       to        u64, u32  where the batch ends; offset = size of the file: the segment was read to its end
+      tally     6 u32     what became of the segment's events before the place where the next process goes on, which
+                          is ``from`` while sending and ``to`` when acked: forwarded, quarantined, skipped, dropped,
+                          damaged, and damaged ranges of which nobody knows the events
 
 What the caller promises: at most one segment is left half read after a batch, and it is in that batch's ranges. Then
 the newest mark alone says where to go on: everything else in the queue is untouched or finished.
@@ -32,21 +35,22 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, Self
 
 from spool.directory import FILE_MODE, fsync_directory
+from spool.outcome import NOTHING, Outcome
 
 log = logging.getLogger(__name__)
 
-MAX_RANGES: Final = 400  # fits a slot whatever the names: 400 * (2 + 255 + 24) bytes
+MAX_RANGES: Final = 400  # fits a slot whatever the names: 400 * (2 + 255 + 48) bytes
 SLOT_BYTES: Final = 128 * 1024
 
 State = Literal["sending", "acked"]
 
 _MAGIC: Final = b"EVCU"
-_VERSION: Final = 1
+_VERSION: Final = 2
 _STATES: Final[tuple[State, ...]] = ("sending", "acked")
 _HEAD: Final = struct.Struct("<4sI")
 _BODY: Final = struct.Struct("<HHIQ16sII")
 _NAME_LENGTH: Final = struct.Struct("<H")
-_BOUNDS: Final = struct.Struct("<QIQI")
+_BOUNDS: Final = struct.Struct("<QIQI6I")
 _FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -62,6 +66,7 @@ class Range(NamedTuple):
     from_index: int
     to_offset: int
     to_index: int
+    tally: Outcome = NOTHING
 
 
 class Mark(NamedTuple):
@@ -144,10 +149,10 @@ class Cursor:
             self._descriptor = -1
 
     def _read(self) -> None:
-        slots = [os.pread(self._descriptor, SLOT_BYTES, at) for at in (0, SLOT_BYTES)]
-        found = [mark for slot in slots if (mark := _decode_slot(slot, self._instance))]
+        slots = _slots(self._descriptor)
+        found = _newest(slots, self._instance)
         if found:
-            self._sequence, self.last = max(found, key=lambda mark: mark[0])
+            self._sequence, self.last = found
         elif any(slot.strip(b"\0") for slot in slots):
             self.unreadable = True
             log.error(
@@ -167,24 +172,47 @@ class Cursor:
         fsync_directory(self.path.parent)
 
 
+def read_mark(path: Path, *, instance: str) -> Mark | None:
+    """The newest mark in a cursor, whoever owns it; None when there is none that can be read. Errors: OSError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        found = _newest(_slots(descriptor), bytes.fromhex(instance))
+        return found[1] if found else None
+    finally:
+        os.close(descriptor)
+
+
+def _slots(descriptor: int) -> list[bytes]:
+    return [os.pread(descriptor, SLOT_BYTES, at) for at in (0, SLOT_BYTES)]
+
+
+def _newest(slots: Sequence[bytes], instance: bytes) -> tuple[int, Mark] | None:
+    found = [mark for slot in slots if (mark := _decode_slot(slot, instance))]
+    return max(found, key=lambda mark: mark[0]) if found else None
+
+
 def _encode_range(part: Range) -> bytes:
     name = os.fsencode(part.segment)
-    return _NAME_LENGTH.pack(len(name)) + name + _BOUNDS.pack(*part[1:])
+    return _NAME_LENGTH.pack(len(name)) + name + _BOUNDS.pack(*part[1:5], *part.tally)
 
 
 def _decode_slot(slot: bytes, instance: bytes) -> tuple[int, Mark] | None:
     """The sequence number and mark of a slot; None when it was never written, is damaged, or not of this spool."""
-    start = _HEAD.size + _BODY.size
-    if len(slot) < start or not slot.startswith(_MAGIC):
+    begin = _HEAD.size + _BODY.size
+    if len(slot) < begin or not slot.startswith(_MAGIC):
         return None
     version, state, starts, sequence, owner, count, length = _BODY.unpack_from(slot, _HEAD.size)
-    body = slot[_HEAD.size : start + length]
+    body = slot[_HEAD.size : begin + length]
     if zlib.crc32(body) != _HEAD.unpack_from(slot)[1] or version != _VERSION or owner != instance:
         return None
-    ranges, at = [], start
+    ranges, at = [], begin
     for _ in range(count):
         name_at = at + _NAME_LENGTH.size
         bounds_at = name_at + _NAME_LENGTH.unpack_from(slot, at)[0]
-        ranges.append(Range(os.fsdecode(slot[name_at:bounds_at]), *_BOUNDS.unpack_from(slot, bounds_at)))
+        start, first, end, last, *tally = _BOUNDS.unpack_from(slot, bounds_at)
+        ranges.append(Range(os.fsdecode(slot[name_at:bounds_at]), start, first, end, last, Outcome(*tally)))
         at = bounds_at + _BOUNDS.size
     return sequence, Mark(_STATES[state - 1], tuple(ranges), starts)

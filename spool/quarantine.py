@@ -55,7 +55,10 @@ from spool.item import (
     utc,
 )
 from spool.known_events import KnownEvents
+from spool.ledger import Ledger
+from spool.outcome import Outcome
 from spool.reader import CHUNK_BYTES, Damage, Record, SegmentReader, SegmentUnreadable
+from spool.seal import read_seal
 
 __all__ = ["Item", "Quarantine", "QuarantineError", "RefusedRecord"]
 
@@ -210,9 +213,22 @@ class Quarantine:
             with contextlib.suppress(FileNotFoundError):
                 (queue / item.link).unlink()
                 fsync_directory(queue)
+        if item.kind == "events":
+            self._enter_drop(item)
         _remove(item.path)
         log.warning("quarantined item dropped", extra={"item": item.name, "events": item.description.events})
         return item.description.events
+
+    def _enter_drop(self, item: Item) -> None:
+        try:
+            uuid, events = read_seal(item.path)
+        except FileNotFoundError:
+            return
+        events = events if item.description.events is None else item.description.events
+        if uuid and events:
+            ledger = Ledger(self._directory)
+            ledger.add(uuid, item.owner, 0, Outcome(quarantined=-events, dropped=events))
+            ledger.close()
 
     def export(self, item: Item, to: Path) -> list[Path]:
         """Copy the two files of an item into a directory outside. Errors: OSError (also when they exist there)."""

@@ -31,8 +31,10 @@ from typing import Final, Literal
 from spool.ballast import Ballast, is_full
 from spool.directory import DIRECTORY_MODE, SEALED_SUFFIX, SpoolDirectory, SpoolError, fsync_directory
 from spool.item import item_of_link
+from spool.ledger import Ledger
 from spool.oddities import Oddities
 from spool.quarantine import Quarantine
+from spool.seal import read_seal
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +54,14 @@ def distribute(
     oddities: Oddities | None = None,
     released: Callable[[int], None] = lambda size: None,
     partly: dict[str, set[str]] | None = None,
+    ledger: Ledger | None = None,
 ) -> int:
     """Hand every sealed segment in ``_spool`` to every forwarder; returns how many left ``_spool``.
 
     With no forwarder they stay. ``released`` is told the bytes of a segment that every forwarder had finished before
     it was unlinked here, as `Queue.finish` returns them. ``partly``, to be kept between calls, remembers which queues
-    have had a segment that another cannot be given: they may have finished it. Errors: OSError.
+    have had a segment that another cannot be given: they may have finished it. ``ledger`` is told what every queue
+    was given. Errors: OSError.
     """
     partly = {} if partly is None else partly
     oddities = oddities or Oddities()
@@ -84,6 +88,8 @@ def distribute(
                 break
         for queue in queues if linked else ():
             fsync_directory(queue)
+        if ledger and linked:
+            _enter(ledger, directory.sealed, linked, [queue.name for queue in queues])
         for name in linked:
             with contextlib.suppress(FileNotFoundError):
                 if size := _unlink(directory.sealed / name):
@@ -95,7 +101,9 @@ def distribute(
     return done
 
 
-def start_queue(directory: SpoolDirectory, forwarder: str, *, start: Literal["oldest", "now"]) -> int:
+def start_queue(
+    directory: SpoolDirectory, forwarder: str, *, start: Literal["oldest", "now"], ledger: Ledger | None = None
+) -> int:
     """Make the queue of a new forwarder; returns how many segments are in it from the start.
 
     ``oldest``: everything that is still in any other queue, or retained; ``now``: empty, but what lies in ``_spool``
@@ -118,7 +126,10 @@ def start_queue(directory: SpoolDirectory, forwarder: str, *, start: Literal["ol
                     with contextlib.suppress(FileNotFoundError, FileExistsError):
                         os.link(place / name, new / name, follow_symlinks=False)
     fsync_directory(new)
-    count = len(os.listdir(new))
+    names = os.listdir(new)
+    count = len(names)
+    if ledger and names:
+        _enter(ledger, new, names, [forwarder])
     os.rename(new, directory.queue_root / forwarder)
     fsync_directory(directory.queue_root)
     log.info("queue started", extra={"forwarder": forwarder, "start": start, "segments": count})
@@ -248,6 +259,18 @@ class Queue:
             return os.lstat(f"{self.path}/{name}").st_size  # half of what joining paths costs, 50,000 times
         except FileNotFoundError:
             return None  # finished by `forget`, or removed, just now
+
+
+def _enter(ledger: Ledger, place: Path, names: Iterable[str], forwarders: Iterable[str]) -> None:
+    """Say in the ledger which segments, and how many events, forwarders were given."""
+    given = []
+    for name in names:
+        with contextlib.suppress(OSError):  # gone, or not to be read now: its last row will say what was in it
+            uuid, events = read_seal(place / name)
+            if uuid is not None and events is not None:
+                given.append((uuid, events))
+    for forwarder in forwarders:
+        ledger.handed(forwarder, given)
 
 
 def _usable(directory: SpoolDirectory, names: Iterable[str], oddities: Oddities) -> list[Path]:

@@ -1,0 +1,189 @@
+"""Every event is accounted for, whatever happened on its way out."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from spooled import Bench, event
+from spooled import put as put_sealed
+
+from formats.event import Event
+from forwarders.batch import Position
+from forwarders.contract import Refused, Unavailable
+from spool.audit import Balance, audit, not_handed_out, settle
+from spool.directory import SpoolDirectory
+from spool.ledger import Ledger
+from spool.queue import distribute
+
+
+def hand_out(bench: Bench) -> None:
+    distribute(bench.directory, ["fake"], ledger=Ledger(bench.directory))
+
+
+def balance(directory: SpoolDirectory, forwarder: str = "fake") -> Balance:
+    (found,) = [each for each in audit(directory, looks=1) if each.forwarder == forwarder]
+    assert found.accepted + found.replayed == found.pending + found.outcome.total + sum(found.missing.values())
+    return found
+
+
+def put(bench: Bench, *records: Sequence[Event]) -> list[str]:
+    ids = put_sealed(bench.directory, *records)
+    hand_out(bench)
+    return ids
+
+
+def refuse_odd(batch: Sequence[Event]) -> None:
+    odd = [at for at, each in enumerate(batch) if each.name == "odd"]
+    if odd:
+        raise Refused(odd, "odd")
+
+
+def events(count: int) -> list[list[Event]]:
+    return [[event(n, "odd" if n % 5 == 0 else "skip" if n % 7 == 0 else "e")] for n in range(count)]
+
+
+def test_forwarded_refused_and_skipped_events_add_up(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.flush_with(names=["*", "!skip"], batch_max_events=7)
+    put(bench, *events(35), [event(n) for n in range(20)])
+    assert (balance(bench.directory).accepted, balance(bench.directory).pending) == (55, 55)
+    bench.destination.answer = refuse_odd
+    bench.lane.step()
+    half = balance(bench.directory)
+    assert (half.ok, half.accepted, 0 < half.pending < 55) == (True, 55, True)
+    bench.work()
+
+    found = balance(bench.directory)
+    assert found.ok
+    assert found.outcome[:5] == (55 - 7 - 4, 7, 4, 0, 0)
+
+
+def test_a_replay_and_a_drop_move_events_out_of_quarantine(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    put(bench, *events(10))
+    put(bench, *events(5))
+    bench.destination.answer = refuse_odd
+    bench.work()
+    assert balance(bench.directory).outcome.quarantined == 3
+    first, second = bench.quarantine.items("fake")
+    bench.destination.answer = lambda _: None
+    bench.quarantine.replay(first)
+    bench.work_for(2)
+    bench.quarantine.drop(second)
+
+    found = balance(bench.directory)
+    assert (found.ok, found.accepted, found.replayed) == (True, 15, 0)
+    assert found.outcome[:5] == (14, 0, 0, 1, 0)
+
+
+def test_events_of_one_forwarder_replayed_to_another_count_there_as_replayed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    put(bench, *events(10))
+    bench.destination.answer = refuse_odd
+    bench.work()
+    (item,) = bench.quarantine.items("fake")
+    other = bench.directory.queue("other")
+    bench.quarantine.replay(item, to="other")
+    (other / item.link).rename(bench.queue / item.link.replace("~fake~", "~elsewhere~"))
+    bench.destination.answer = lambda _: None
+    bench.work_for(2)
+
+    assert (balance(bench.directory).replayed, balance(bench.directory).outcome.forwarded) == (2, 8 + 2)
+    assert balance(bench.directory, "elsewhere").outcome[:5] == (0, -2, 0, 2, 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_processes_that_die_anywhere_leave_accounts_that_add_up(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+
+    class Killed(BaseException):
+        pass
+
+    def answer(batch: Sequence[Event]) -> None:
+        if chance.random() < 0.3:
+            raise Killed
+        if chance.random() < 0.2:
+            raise Unavailable("not now")
+        refuse_odd(batch)
+
+    bench = Bench(tmp_path)
+    bench.flush_with(names=["*", "!skip"], batch_max_events=6)
+    bench.destination.answer = answer
+    count = 0
+    for _ in range(60):
+        if chance.random() < 0.4:
+            new = chance.randrange(1, 30)
+            put(bench, *events(new), [event(n) for n in range(new)])
+            count += 2 * new
+        try:
+            bench.work_for(0.2)
+        except Killed:
+            bench.start()
+        found = balance(bench.directory)
+        assert (found.ok, found.accepted) == (True, count)
+    bench.destination.answer = refuse_odd
+    bench.start()
+    bench.work_for(120)
+
+    found = balance(bench.directory)
+    assert (found.ok, found.accepted, found.pending) == (True, count, 0)
+    assert found.outcome.quarantined == len(bench.quarantined())
+
+
+@pytest.mark.parametrize("at", [70, 64 + 44 + 5, 300])
+def test_damage_is_accounted_for(tmp_path: Path, at: int) -> None:
+    bench = Bench(tmp_path)
+    put(bench, *events(20))
+    (segment,) = bench.segments()
+    data = bytearray(segment.read_bytes())
+    data[at] ^= 0xFF
+    segment.write_bytes(data)
+    bench.work()
+
+    found = balance(bench.directory)
+    assert (found.ok, found.accepted) == (True, 20)
+    assert found.outcome[:5] == (19, 0, 0, 0, 1)
+
+
+def test_a_segment_that_somebody_took_away_is_missing_until_a_person_says_that_it_was_dropped(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    put(bench, *events(10))
+    put(bench, *events(3))
+    bench.segments()[0].unlink()
+    bench.work()
+
+    found = balance(bench.directory)
+    assert (found.ok, list(found.missing.values()), found.outcome.forwarded) == (False, [10], 3)
+    assert settle(bench.directory, found) == 10
+    found = balance(bench.directory)
+    assert (found.ok, found.outcome.dropped) == (True, 10)
+
+
+def test_an_item_that_somebody_took_out_of_quarantine_is_missed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    put(bench, *events(10))
+    bench.destination.answer = refuse_odd
+    bench.work()
+    bench.quarantine.items("fake")[0].path.unlink()
+
+    assert balance(bench.directory).not_in_quarantine == 2
+
+
+def test_segments_not_handed_out_yet_are_counted_apart(tmp_path: Path) -> None:
+    directory = SpoolDirectory.open(tmp_path / "spool")
+    put_sealed(directory, *events(3))
+
+    assert (not_handed_out(directory), audit(directory)) == (3, [])
+
+
+def test_a_disk_that_fails_in_hundreds_of_segments_does_not_stop_the_others(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    reader = bench.lane._reader
+    for n in range(450):
+        reader.begun[f"failing-{n}"] = Position(100, 0)
+        reader._aside[f"failing-{n}"] = bench.clock.now + 60
+    ids = put(bench, *events(10))
+    bench.work()
+
+    assert bench.destination.ids == ids
