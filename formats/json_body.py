@@ -8,9 +8,9 @@ payload is kept as the bytes that were sent (as UTF-8 when they were UTF-16 or U
 Two ways lead through a body:
 
 * All of it is as it should be: one call of msgspec takes the envelopes apart, and the payloads are
-  slices of the body that nobody parses.
+  slices of the body that nobody parses. A second call, over all of the body too, finds the payloads' own times.
 * Something is not: the body is split into its objects, and each is judged by itself, so that a bad
-  event never costs a good one. msgspec splits what is JSON, `_elements` the rest, without looking
+  event never costs a good one. msgspec splits what is JSON, `elements` the rest, without looking
   into the objects. Where the syntax is broken nobody can say where the next event begins: the rest
   of the body is one failure.
 
@@ -22,11 +22,13 @@ import json
 import re
 from collections.abc import Iterator
 from itertools import accumulate
+from typing import Annotated, TypeGuard
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from formats.event import Decoded, Defaults, Event, FormatError, PayloadKind, check_name
+from formats.event import TIME_MAX_MS, TIME_MIN_MS, Decoded, Defaults, Event, FormatError, PayloadKind, check_name
+from formats.json_split import JsonSyntaxError, elements, end_of_space
 from formats.times import granularity_of, time_of
 
 DEPTH_MAX = 64  # levels of a payload; itself is the first
@@ -34,29 +36,13 @@ SPLIT_AT_ONCE_BYTES = 1024 * 1024
 SHORTEST_EVENT_BYTES = len(b'{"payload":{}}')
 
 _JSON = PayloadKind.JSON  # an enum's attribute costs 0.2 µs
-_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_FLAT = rb'[^"\[\]{}]++|' + _STRING
-_LEAF = rb"[\[{](?:" + _FLAT + rb")*+[\]}]"  # which bracket closes which is for msgspec to see
-_BRANCH = rb"[\[{](?:" + _FLAT + rb"|" + _LEAF + rb")*+[\]}]"
-_TREE = rb"[\[{](?:" + _FLAT + rb"|" + _BRANCH + rb")*+[\]}]"
-_NUMBER = rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+"
-_S = rb"[ \t\r\n]*+"
-_TINY = _NUMBER + rb'|true|false|null|"[^"\\,\x00-\x1f]*+"|\{' + _S + rb"\}"  # no commas in it
-
-_SPACE = re.compile(_S)
-_SEPARATOR = re.compile(_S + rb"([,\]])" + _S)
-_NOTHING = re.compile(rb"(?:[ \t\r\n]++|\[" + _S + rb"\])*+")  # whitespace and empty arrays
-_TINY_VALUE = re.compile(rb"(?:" + _TINY + rb")" + _S)
-_TINY_VALUES = re.compile(rb"(?:(?:" + _TINY + rb")" + _S + rb"){1,10000}+")
-_TINY_ITEMS = re.compile(rb"(?:(?:" + _TINY + rb"|\[" + _S + rb"\])" + _S + rb"," + _S + rb"){1,10000}+")
-_SHALLOW_VALUE = re.compile(rb"(?s:" + _TREE + rb"|" + _STRING + rb"|" + _NUMBER + rb"|true|false|null)")
-_UP_TO_BRACKETS = re.compile(rb"(?s:(?:" + _FLAT + rb"|" + _LEAF + rb")*+([\[{]++|[\]}]++))")
 _LONE_SURROGATE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
 )
+_NO_OBJECT = "the payload is not an object"
+_TOO_DEEP = f"the payload is nested deeper than {DEPTH_MAX} levels"
 _NO_EVENT = "not an object with eventName and payload"
-_ARRAYS_BYTES = len(b"[]") * DEPTH_MAX  # a payload deeper than DEPTH_MAX is larger
-_OBJECTS_BYTES = len(b'{"":}') * DEPTH_MAX  # and this is for one without arrays
+_SHALLOW_BYTES = len(b'{"":}') * DEPTH_MAX  # a deeper payload is larger, when each [ counts like an object's 5 bytes
 _ARRAY_BEGINS, _OBJECT_BEGINS, _BACKSLASH = b"[{\\"
 _BOM_BEGINS = (b"\xef", b"\xfe", b"\xff")
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
@@ -77,9 +63,22 @@ class _When(msgspec.Struct, gc=False):
     eventGranularity: str | None = None
 
 
+class _UsualWhen(msgspec.Struct, gc=False):
+    """The same, when the date is written as it is nearly always."""
+
+    eventDate: Annotated[int, msgspec.Meta(ge=TIME_MIN_MS, le=TIME_MAX_MS)] | None = None
+    eventGranularity: str | None = None
+
+
+class _UsualEnvelope(msgspec.Struct, gc=False):
+    payload: _UsualWhen
+
+
 _ENVELOPE = msgspec.json.Decoder(_Envelope)
 _ENVELOPES = msgspec.json.Decoder(list[_Envelope])
 _WHEN = msgspec.json.Decoder(_When)
+_USUAL = msgspec.json.Decoder(_UsualEnvelope)
+_USUALS = msgspec.json.Decoder(list[_UsualEnvelope])
 _VALUE = msgspec.json.Decoder(Raw)
 _VALUES = msgspec.json.Decoder(list[Raw])
 
@@ -96,27 +95,62 @@ def decode_json(body: bytes, defaults: Defaults) -> Decoded:
     try:
         if not body.isascii():
             body.decode()  # msgspec does not look into the strings of what it skips
-        if body.startswith(b"[", _end(_SPACE, body, 0)):
+        if body.startswith(b"[", end_of_space(body)):
             envelopes = _ENVELOPES.decode(body)
+            dated = _USUALS.decode(body) if reader.dated else None
         else:
             envelopes = _ENVELOPE.decode_lines(body)
-        decoded.events = [reader.event(envelope) for envelope in envelopes]
+            dated = _USUAL.decode_lines(body) if reader.dated else None
+        decoded.events = reader.events(envelopes, dated)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, FormatError):
         _decode_each(body, reader, decoded)
     return decoded
 
 
 class _Reader:
-    """What makes events of the envelopes of one body."""
+    """What makes events of the envelopes of one body.
+
+    ``dated``: a payload may say when its event was. One at a time (`event`) costs three times as much as all
+    (`events`).
+    """
 
     def __init__(self, body: bytes, defaults: Defaults) -> None:
         self._defaults = defaults
         self._names: set[str] = set()
-        self._dated = (
+        self.dated = (
             b"eventDate" in body
             or b"eventGranularity" in body
             or (_BACKSLASH in body and b"\\u" in body)  # a key may be spelt with escapes
         )
+
+    def events(self, envelopes: list[_Envelope], dated: list[_UsualEnvelope] | None) -> list[Event]:
+        """Make the events of envelopes; ``dated`` are the same ones, read for their times. Errors: FormatError."""
+        defaults = self._defaults
+        default_ms, granularity = defaults.time_ms, defaults.granularity
+        names = [envelope.eventName for envelope in envelopes]
+        if not _are_given(names):
+            return [self.event(envelope) for envelope in envelopes]
+        payloads = [bytes(envelope.payload) for envelope in envelopes]
+        if dated is None and {payload[0] for payload in payloads} != {_OBJECT_BEGINS}:
+            raise FormatError(_NO_OBJECT)
+        if not all(map(_is_shallow, [each for each in payloads if len(each) + 3 * each.count(b"[") > _SHALLOW_BYTES])):
+            raise FormatError(_TOO_DEEP)
+        if dated is None:
+            return [
+                Event(name, default_ms, granularity, _JSON, each) for name, each in zip(names, payloads, strict=True)
+            ]
+        whens = [each.payload for each in dated]
+        granularities = {text: granularity_of(text, granularity) for text in {when.eventGranularity for when in whens}}
+        return [
+            Event(
+                name,
+                default_ms if when.eventDate is None else when.eventDate,
+                granularities[when.eventGranularity],
+                _JSON,
+                payload,
+            )
+            for name, payload, when in zip(names, payloads, whens, strict=True)
+        ]
 
     def event(self, envelope: _Envelope) -> Event:
         """Make the event. Errors: FormatError."""
@@ -129,11 +163,11 @@ class _Reader:
         elif name not in self._names:
             self._names.add(check_name(name))
         payload = bytes(envelope.payload)
-        if payload[:1] != b"{":
-            raise FormatError("the payload is not an object")
+        if payload[0] != _OBJECT_BEGINS:
+            raise FormatError(_NO_OBJECT)
         if not _is_shallow(payload):
-            raise FormatError(f"the payload is nested deeper than {DEPTH_MAX} levels")
-        if not self._dated:
+            raise FormatError(_TOO_DEEP)
+        if not self.dated:
             return Event(name, defaults.time_ms, defaults.granularity, _JSON, payload)
         try:
             when = _WHEN.decode(payload)
@@ -143,15 +177,20 @@ class _Reader:
         return Event(name, time_ms, granularity_of(when.eventGranularity, defaults.granularity), _JSON, payload)
 
 
-class _SyntaxError(FormatError):
-    """From here on the body is no JSON."""
+def _are_given(names: list[str | UnsetType]) -> TypeGuard[list[str]]:
+    """Whether every event says its name. Errors: FormatError when one of them will not do."""
+    for name in set(names):
+        if isinstance(name, UnsetType):
+            return False
+        check_name(name)
+    return True
 
 
 def _decode_each(body: bytes, reader: _Reader, decoded: Decoded) -> None:
     """Judge the elements of a body one by one."""
     at = 0
     try:
-        for element in _split_at_once(body) or _elements(body):
+        for element in _split_at_once(body) or elements(body):
             count = element if isinstance(element, int) else 1
             try:
                 if isinstance(element, int):
@@ -161,17 +200,17 @@ def _decode_each(body: bytes, reader: _Reader, decoded: Decoded) -> None:
                     decoded.fail(_NO_EVENT, at)
                 else:
                     decoded.events.append(reader.event(_envelope(element)))
-            except _SyntaxError:
+            except JsonSyntaxError:
                 raise
             except FormatError as exc:
                 decoded.fail(exc.reason, at)
             at += count
-    except _SyntaxError as exc:
+    except JsonSyntaxError as exc:
         decoded.fail(exc.reason, at)
 
 
 def _split_at_once(body: bytes) -> Iterator[bytes] | None:
-    """What `_elements` gives, from msgspec; None when the body is large or there is something wrong with it."""
+    """What `elements` gives, from msgspec; None when the body is large or there is something wrong with it."""
     if len(body) > SPLIT_AT_ONCE_BYTES:
         return None
     try:
@@ -190,59 +229,8 @@ def _flatten(values: list[Raw]) -> Iterator[bytes]:
             yield document
 
 
-def _elements(body: bytes) -> Iterator[bytes | int]:
-    """The values of the sequence, and in place of an array its elements. Errors: _SyntaxError.
-
-    A number stands for as many values that are too small to be events: without that, a body of
-    millions of them would hold up a worker for long.
-    """
-    at = _end(_NOTHING, body, 0)
-    while at < len(body):
-        if tiny := _TINY_VALUES.match(body, at):
-            yield _TINY_VALUE.subn(b"", tiny[0])[1]
-            at = _end(_NOTHING, body, tiny.end())
-        elif body[at] != _ARRAY_BEGINS:
-            end = _value_end(body, at)
-            yield body[at:end]
-            at = _end(_NOTHING, body, end)
-        else:
-            at = _end(_SPACE, body, at + 1)
-            more = True
-            while more:
-                if tiny := _TINY_ITEMS.match(body, at):
-                    yield tiny[0].count(b",")
-                    at = tiny.end()
-                end = _value_end(body, at)
-                yield body[at:end]
-                separator = _SEPARATOR.match(body, end)
-                if separator is None:
-                    raise _SyntaxError(f"neither a comma nor the array's end at byte {end}")
-                more = separator[1] == b","
-                at = separator.end()
-            at = _end(_NOTHING, body, at)
-
-
-def _value_end(body: bytes, at: int) -> int:
-    """Where the value that begins at ``at`` ends, by its brackets. Errors: _SyntaxError."""
-    shallow = _SHALLOW_VALUE.match(body, at)
-    if shallow:
-        return shallow.end()
-    start, depth = at, 0
-    if body[at : at + 1] in (b"{", b"["):
-        while match := _UP_TO_BRACKETS.match(body, at):
-            brackets = match[1]
-            at = match.end()
-            if brackets[0] in b"[{":
-                depth += len(brackets)
-            elif len(brackets) < depth:
-                depth -= len(brackets)
-            else:
-                return at - len(brackets) + depth
-    raise _SyntaxError(f"the value at byte {start} is no JSON, or not complete")
-
-
 def _envelope(element: bytes) -> _Envelope:
-    """Take one element apart. Errors: _SyntaxError, or FormatError when it is JSON and no event."""
+    """Take one element apart. Errors: JsonSyntaxError, or FormatError when it is JSON and no event."""
     try:
         element.decode()
         return _ENVELOPE.decode(element)
@@ -271,13 +259,13 @@ def _broken(element: bytes, error: msgspec.DecodeError) -> FormatError:
     """What msgspec found: halves of surrogate pairs are JSON all the same, but no text."""
     if _LONE_SURROGATE.search(element.replace(b"\\\\", b"__")):
         return FormatError("an escape of the event is half of a surrogate pair")
-    return _SyntaxError(str(error))
+    return JsonSyntaxError(str(error))
 
 
 def _is_shallow(payload: bytes) -> bool:
     """Whether a payload, known to be JSON, is nested at most DEPTH_MAX levels."""
     size = len(payload)
-    if size <= _OBJECTS_BYTES and (size <= _ARRAYS_BYTES or _ARRAY_BEGINS not in payload):
+    if size + 3 * payload.count(b"[") <= _SHALLOW_BYTES:
         return True  # no room for so many brackets
     if size - len(payload.translate(None, b"[{")) <= DEPTH_MAX:
         return True
@@ -287,11 +275,6 @@ def _is_shallow(payload: bytes) -> bool:
     if b'"' in skeleton:  # some strings have brackets in them
         skeleton = b"".join(skeleton.split(b'"')[::2])
     return max(accumulate(map(_STEP.__getitem__, skeleton))) <= DEPTH_MAX
-
-
-def _end(pattern: re.Pattern[bytes], body: bytes, at: int) -> int:
-    match = pattern.match(body, at)
-    return match.end() if match else at
 
 
 def _as_utf8(body: bytes) -> bytes:

@@ -1,0 +1,94 @@
+"""Where the values of a JSON body begin and end, when the body as a whole is not as it should be.
+
+Only brackets, quotes and commas are looked at; what is between them is for the caller to judge. All patterns take time
+in proportion to the body: none can backtrack.
+"""
+
+import re
+from collections.abc import Iterator
+
+from formats.event import FormatError
+
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_FLAT = rb'[^"\[\]{}]++|' + _STRING
+_LEAF = rb"[\[{](?:" + _FLAT + rb")*+[\]}]"  # which bracket closes which is for msgspec to see
+_BRANCH = rb"[\[{](?:" + _FLAT + rb"|" + _LEAF + rb")*+[\]}]"
+_TREE = rb"[\[{](?:" + _FLAT + rb"|" + _BRANCH + rb")*+[\]}]"
+_NUMBER = rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+"
+_S = rb"[ \t\r\n]*+"
+_TINY = _NUMBER + rb'|true|false|null|"[^"\\,\x00-\x1f]*+"|\{' + _S + rb"\}"  # no commas in it
+
+_SPACE = re.compile(_S)
+_SEPARATOR = re.compile(_S + rb"([,\]])" + _S)
+_NOTHING = re.compile(rb"(?:[ \t\r\n]++|\[" + _S + rb"\])*+")  # whitespace and empty arrays
+_TINY_VALUE = re.compile(rb"(?:" + _TINY + rb")" + _S)
+_TINY_VALUES = re.compile(rb"(?:(?:" + _TINY + rb")" + _S + rb"){1,10000}+")
+_TINY_ITEMS = re.compile(rb"(?:(?:" + _TINY + rb"|\[" + _S + rb"\])" + _S + rb"," + _S + rb"){1,10000}+")
+_SHALLOW_VALUE = re.compile(rb"(?s:" + _TREE + rb"|" + _STRING + rb"|" + _NUMBER + rb"|true|false|null)")
+_UP_TO_BRACKETS = re.compile(rb"(?s:(?:" + _FLAT + rb"|" + _LEAF + rb")*+([\[{]++|[\]}]++))")
+_ARRAY_BEGINS = ord("[")
+
+
+class JsonSyntaxError(FormatError):
+    """From here on the body is no JSON."""
+
+
+def end_of_space(body: bytes) -> int:
+    """Where the whitespace ends with which the body begins."""
+    return _end(_SPACE, body, 0)
+
+
+def elements(body: bytes) -> Iterator[bytes | int]:
+    """The values of the sequence, and in place of an array its elements. Errors: JsonSyntaxError.
+
+    A number stands for as many values that are too small to be events: without that, a body of
+    millions of them would hold up a worker for long.
+    """
+    at = _end(_NOTHING, body, 0)
+    while at < len(body):
+        if tiny := _TINY_VALUES.match(body, at):
+            yield _TINY_VALUE.subn(b"", tiny[0])[1]
+            at = _end(_NOTHING, body, tiny.end())
+        elif body[at] != _ARRAY_BEGINS:
+            end = _value_end(body, at)
+            yield body[at:end]
+            at = _end(_NOTHING, body, end)
+        else:
+            at = _end(_SPACE, body, at + 1)
+            more = True
+            while more:
+                if tiny := _TINY_ITEMS.match(body, at):
+                    yield tiny[0].count(b",")
+                    at = tiny.end()
+                end = _value_end(body, at)
+                yield body[at:end]
+                separator = _SEPARATOR.match(body, end)
+                if separator is None:
+                    raise JsonSyntaxError(f"neither a comma nor the array's end at byte {end}")
+                more = separator[1] == b","
+                at = separator.end()
+            at = _end(_NOTHING, body, at)
+
+
+def _value_end(body: bytes, at: int) -> int:
+    """Where the value that begins at ``at`` ends, by its brackets. Errors: JsonSyntaxError."""
+    shallow = _SHALLOW_VALUE.match(body, at)
+    if shallow:
+        return shallow.end()
+    start, depth = at, 0
+    if body[at : at + 1] in (b"{", b"["):
+        while match := _UP_TO_BRACKETS.match(body, at):
+            brackets = match[1]
+            at = match.end()
+            if brackets[0] in b"[{":
+                depth += len(brackets)
+            elif len(brackets) < depth:
+                depth -= len(brackets)
+            else:
+                return at - len(brackets) + depth
+    raise JsonSyntaxError(f"the value at byte {start} is no JSON, or not complete")
+
+
+def _end(pattern: re.Pattern[bytes], body: bytes, at: int) -> int:
+    match = pattern.match(body, at)
+    return match.end() if match else at
