@@ -4,6 +4,7 @@ import ipaddress
 import os.path
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,6 +44,20 @@ def _not_in_this_version(settings: "Settings") -> Iterator[Finding]:
         yield ("admin",), "bind", settings.admin.bind, "this version takes commands on the command line only"
 
 
+def _key_file(path: Path) -> Iterator[Finding]:
+    try:
+        from spool.cipher import KeyFileError, read_keys
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] == "spool":
+            raise
+        yield ("spool",), "key_file", str(path), f"needs {exc.name}: pip install 'event-collector[encryption]'"
+        return
+    try:
+        read_keys(path)
+    except KeyFileError as exc:
+        yield ("spool",), "key_file", str(path), str(exc)
+
+
 def _patterns(key: str, patterns: list[str]) -> Iterator[Finding]:
     for pattern in patterns:
         try:
@@ -75,6 +90,8 @@ def _is_local(bind: str) -> bool:
 
 def _files(settings: "Settings") -> Iterator[Finding]:
     http, auth = settings.http, settings.auth
+    if settings.spool.key_file is not None:
+        yield from _key_file(settings.spool.key_file)
     if bool(http.certfile) != bool(http.keyfile):
         yield ("http",), "keyfile", http.keyfile, "certfile and keyfile need each other"
     for key, name in (("certfile", http.certfile), ("keyfile", http.keyfile)):

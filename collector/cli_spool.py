@@ -82,9 +82,10 @@ def verify(settings: "Settings", deep: bool, as_json: bool) -> None:
     from collector.spool_view import verify as verify_segment
 
     verdicts = []
-    for each in progress(segments(open_spool(settings)), "checking"):
+    directory = open_spool(settings)
+    for each in progress(segments(directory), "checking"):
         try:
-            verdicts.append(verify_segment(each, deep=deep))
+            verdicts.append(verify_segment(each, deep=deep, keyring=directory.keyring))
         except FileNotFoundError:
             continue  # sent and gone since we looked
     bad = [each for each in verdicts if each.problems]
@@ -115,18 +116,19 @@ def cat(settings: "Settings", segment: str, limit: int | None) -> None:
     if offset and not offset.isdecimal():
         raise click.UsageError(f"{offset}: expected the byte at which a record begins")
     try:
-        path = find_segment(open_spool(settings), name)
+        directory = open_spool(settings)
+        path = find_segment(directory, name)
     except NoSuchSegment as exc:
         raise Failed(str(exc)) from exc
-    if print_events(settings, events_of(path, int(offset or 0)), limit):
+    if print_events(settings, events_of(path, int(offset or 0), keyring=directory.keyring), limit):
         sys.exit(1)
 
 
 def open_spool(settings: "Settings") -> "SpoolDirectory":
     """The spool of the settings, which must be there. Errors: SpoolError."""
-    from spool.directory import SpoolDirectory
+    from collector import spool_door
 
-    return SpoolDirectory.open(settings.spool.path, create=False)
+    return spool_door.open_spool(settings.spool, create=False)
 
 
 def print_events(settings: "Settings", events: Any, limit: int | None) -> int:

@@ -9,6 +9,7 @@ from collector.gate import Gate, watermark
 from collector.intake import Intake
 from collector.metrics import Counters
 from collector.settings import Settings
+from collector.spool_door import open_spool
 from spool.directory import SpoolDirectory
 from spool.switch import Switch
 from spool.watermark import Watermark
@@ -30,7 +31,7 @@ def open_entrance(settings: Settings, counters_in: Callable[[Path], Counters] = 
 
     Errors: SpoolError.
     """
-    directory = SpoolDirectory.open(Path(settings.spool.path))
+    directory = open_spool(settings.spool)
     counters = counters_in(directory.metrics)
     writer = SpoolWriter(
         directory,

@@ -93,6 +93,7 @@ class SpoolSettings:
     min_free_bytes: Annotated[int, Meta(ge=0)] | None = None  # None: max(1 GiB, min(5 % of the disk, 10 GiB))
     segment_max_bytes: Annotated[int, Meta(ge=64 * 1024, le=1024**3)] = 16 * 1024**2  # bounds the scan at start
     segment_max_age_s: Seconds = 2.0  # an event waits at most this long before it is handed to a forwarder
+    key_file: Path | None = None  # None: nothing is encrypted
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from formats.envelope import decode_envelope
 from formats.event import Event, FormatError
 from spool.directory import OPEN_SUFFIX, SEALED_SUFFIX, SpoolDirectory
+from spool.key_name import KeyMissing
 from spool.quarantine import Quarantine
 from spool.reader import Damage, Record, SegmentReader, SegmentUnreadable
 from spool.record import RECORD_HEADER_BYTES, Origin
+
+if TYPE_CHECKING:
+    from spool.cipher import Keyring
 
 #: A segment in ``_open`` that nobody has locked: its process is dead, and the flusher will take it over.
 State = Literal["writing", "orphan", "sealed"]
@@ -83,12 +87,12 @@ def find_segment(directory: SpoolDirectory, text: str) -> Path:
     return exact[0] if exact else hits[0][1]
 
 
-def verify(segment: Segment, *, deep: bool) -> Verdict:
+def verify(segment: Segment, *, deep: bool, keyring: "Keyring | None" = None) -> Verdict:
     """Check a segment: its header and its seal, or with ``deep`` every byte of it. Errors: OSError."""
     path = segment.paths[0]
     verdict = Verdict(segment.name, segment.size, segment.state == "sealed")
     try:
-        with SegmentReader(path) as reader:
+        with SegmentReader(path, keyring) as reader:
             if reader.rebuilt:
                 verdict.problems.append("the header is damaged; it can be made again from the name")
             found = reader.records(0 if deep else max(0, reader.size - _SEAL_BYTES))
@@ -104,18 +108,18 @@ def verify(segment: Segment, *, deep: bool) -> Verdict:
                     verdict.problems.append(f"bytes {each.start} to {each.end}: {each.reason}")
             if segment.state == "sealed" and not reader.sealed:
                 verdict.problems.append("it does not end with its seal: something behind the last record is missing")
-    except SegmentUnreadable as exc:
+    except (SegmentUnreadable, KeyMissing) as exc:
         verdict.problems.append(str(exc))
     return verdict
 
 
-def events_of(path: Path, start: int = 0) -> Iterator[Event | Damage]:
+def events_of(path: Path, start: int = 0, *, keyring: "Keyring | None" = None) -> Iterator[Event | Damage]:
     """The events of a segment from the record at ``start`` on, and what cannot be read. Errors: OSError."""
     try:
-        with SegmentReader(path) as reader:
+        with SegmentReader(path, keyring) as reader:
             for each in reader.records(start):
                 yield from [each] if isinstance(each, Damage) else _decoded(each)
-    except SegmentUnreadable as exc:
+    except (SegmentUnreadable, KeyMissing) as exc:
         yield Damage(0, path.stat().st_size, str(exc))
 
 

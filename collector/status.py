@@ -14,6 +14,7 @@ from collector.gate import watermark
 from collector.health import Health
 from collector.metrics import read_all
 from collector.settings import Settings
+from collector.spool_door import open_spool
 from collector.spool_view import place_sums
 from forwarders.status import read_status
 from spool.directory import SpoolDirectory
@@ -26,7 +27,7 @@ def gather(settings: Settings, *, answers: Callable[[str], bool] = ports.answers
 
     ``answers`` says whether somebody accepts connections at an address.
     """
-    directory = SpoolDirectory.open(settings.spool.path, create=False)
+    directory = open_spool(settings.spool, create=False)
     marks = watermark(directory, settings.spool)
     items = Health(directory, marks, settings).report("")["items"]
     listening = {bind: _answers(bind, answers) for bind in settings.http.binds}

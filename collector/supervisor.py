@@ -25,8 +25,9 @@ from pathlib import Path
 from collector import ports, systemd
 from collector.children import Child, Patience, Program
 from collector.settings import Settings, load
+from collector.spool_door import open_spool
 from collector.tables import SettingsError
-from spool.directory import SpoolDirectory, SpoolError
+from spool.directory import SpoolError
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ def programs() -> list[Program]:
 def serve(settings: Settings, config_path: Path | None) -> int:
     """Run the collector until it is told to stop; returns the exit code."""
     try:
-        SpoolDirectory.open(settings.spool.path)
+        open_spool(settings.spool)
         for bind in settings.http.binds:
             ports.check(bind)
     except (SpoolError, ports.CannotListen) as exc:

@@ -11,11 +11,11 @@ from typing import Any
 
 from collector.metrics import FlusherCounters, forwarder_slot
 from collector.settings import FORWARDER_MODULES, ForwarderSettings, Settings
+from collector.spool_door import open_spool
 from formats.event_json import EventJson
 from forwarders.contract import Forwarder
 from forwarders.flush_settings import Configured
 from forwarders.flusher import Flusher
-from spool.directory import SpoolDirectory
 
 
 def build_flusher(settings: Settings) -> Flusher:
@@ -23,7 +23,7 @@ def build_flusher(settings: Settings) -> Flusher:
 
     Errors: SpoolError.
     """
-    directory = SpoolDirectory.open(settings.spool.path)
+    directory = open_spool(settings.spool)
     to_json = event_json(settings)
     configured = [
         Configured(

@@ -281,7 +281,9 @@ class Flusher:
     # For the lanes
 
     def _status(self, configured: Configured) -> StatusFile:
-        status = StatusFile(self._directory.queue(configured.name), wall_ns=self._wall_ns)
+        status = StatusFile(
+            self._directory.queue(configured.name), keyring=self._directory.keyring, wall_ns=self._wall_ns
+        )
         status.put("ok")
         return status
 

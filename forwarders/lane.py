@@ -226,6 +226,8 @@ class Lane:
         elif not self._reader.pending():
             self._since = None
             self._orders.hurry = False
+            if self._reader.key_missing:
+                self._standing.works(but=self._reader.key_missing)
         else:
             if self._since is None:
                 self._since = now
@@ -307,7 +309,7 @@ class Lane:
         self._batch = self._delivery = self._again = None
         self._repeated = False
         if delivery.events:
-            self._standing.works()
+            self._standing.works(but=self._reader.key_missing)
 
     def _tell_outcomes(self, batch: Batch, delivery: Delivery) -> None:
         """Say of each segment how many of its events are with the destination, and how many in quarantine."""

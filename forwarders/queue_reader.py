@@ -2,7 +2,8 @@
 
 What cannot be read goes to quarantine here, for all forwarders once: damaged ranges, records that do not decode, files
 that are no segments. A segment that the disk does not give now (EIO, EACCES) is set aside for a minute, and the
-others go on.
+others go on. So is one that is encrypted with a key that is not here: nothing is wrong with it, and nothing of it goes
+to quarantine.
 """
 
 import errno
@@ -16,6 +17,7 @@ from forwarders.batch import BEGIN, Batch, Piece, Position, decode_record
 from spool.cursor import MAX_RANGES, Mark, Range
 from spool.directory import SpoolError
 from spool.item import item_of_link
+from spool.key_name import KeyMissing
 from spool.outcome import NOTHING, Outcome
 from spool.quarantine import Quarantine
 from spool.queue import Queue
@@ -62,6 +64,7 @@ class QueueReader:
         self._range_quarantined = range_quarantined
         self._monotonic = monotonic
         self._aside: dict[str, float] = {}
+        self._locked: dict[str, str] = {}  # those set aside for want of a key, and what is said about it
         self._counted: set[str] = set()
         self._counted_events = 0
         self._cut: tuple[str, Record, list[Event]] | None = None
@@ -105,6 +108,11 @@ class QueueReader:
         if self._cut and self._cut[0] == segment:
             self._cut = None
 
+    @property
+    def key_missing(self) -> str | None:
+        """What to say of segments that cannot be read because their key is not here; None: there are none."""
+        return next(iter(self._locked.values()), None)
+
     # How much waits
 
     def pending(self) -> bool:
@@ -127,7 +135,7 @@ class QueueReader:
     def _events_in(self, segment: str) -> int:
         """How many events a segment holds, as its seal says; where it says nothing, enough for a batch."""
         try:
-            with SegmentReader(self.queue.path / segment) as reader:
+            with SegmentReader(self.queue.path / segment, self.queue.keyring) as reader:
                 at = reader.size - _SEAL_BYTES
                 data = b"".join(reader.chunks(max(0, at), reader.size))
                 seal = decode_record_header(data, 0, seed_of(reader.header.uuid), offset=at)
@@ -160,7 +168,7 @@ class QueueReader:
         return self._carry(batch)
 
     def _max_ranges(self) -> int:
-        return max(1, MAX_RANGES - len(self._aside))  # those set aside may have to be carried
+        return max(1, MAX_RANGES - len(self._aside.keys() & self.begun.keys()))  # those have to be carried
 
     def _carry(self, batch: Batch) -> Batch:
         """Add the place of segments that were begun and set aside: the cursor remembers one batch's ranges only.
@@ -178,7 +186,9 @@ class QueueReader:
     def _segments(self) -> Iterator[str]:
         """Segments to be read, those that are partly done first; each is asked for anew."""
         now = self._monotonic()
-        self._aside = {segment: until for segment, until in self._aside.items() if until > now}
+        if any(until <= now for until in self._aside.values()):
+            self._aside = {segment: until for segment, until in self._aside.items() if until > now}
+            self._locked = {segment: said for segment, said in self._locked.items() if segment in self._aside}
         done = set(self.finishing)
         for segment in list(self.begun):
             if segment not in self._aside:
@@ -198,7 +208,7 @@ class QueueReader:
         plain = until is None and max_records is None
         make = tuple.__new__
         try:
-            with SegmentReader(self.queue.path / segment) as reader:
+            with SegmentReader(self.queue.path / segment, self.queue.keyring) as reader:
                 for found in self._found(reader, position):
                     if until and Position(found[0], 0) >= until:
                         break
@@ -235,6 +245,11 @@ class QueueReader:
             self.tallies.pop(segment, None)
             self.queue.lost(segment)
             return True
+        except KeyMissing as exc:
+            self._aside[segment] = self._monotonic() + ASIDE_S
+            if str(exc) not in self._locked.values():
+                log.error("segments cannot be decrypted", extra={"segment": segment, "error": str(exc)})
+            self._locked[segment] = str(exc)
         except OSError as exc:
             if exc.errno in _NOT_THE_SEGMENTS_FAULT:
                 raise
@@ -334,8 +349,15 @@ class QueueReader:
         damage = Damage(record.offset, record.end, f"the record does not decode: {error}", record.event_count)
         try:
             with SegmentReader(self.queue.path / segment) as reader:
-                self._keep_damage(reader, damage)
-        except (OSError, SegmentUnreadable) as exc:
+                if not reader.header.flags:
+                    self._keep_damage(reader, damage)
+                    return
+            payload = [record.payload]  # clear: in the segment it is of use to nobody
+            if self._quarantine.add_bytes(
+                segment, record.offset, record.end, payload, reason=damage.reason, events=damage.events
+            ):
+                self._range_quarantined()
+        except (OSError, SpoolError, SegmentUnreadable) as exc:
             raise CannotQuarantine(f"{segment}: {exc}") from exc
 
     def _keep_file(self, segment: str, reason: str) -> Position:

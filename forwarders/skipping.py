@@ -74,7 +74,7 @@ def events_after(path: Path, position: Position) -> int:
             seal = decode_record_header(data, 0, seed_of(reader.header.uuid), offset=at)
             if position == BEGIN and seal and seal.type == RecordType.SEAL:
                 return seal.event_count
-            found = [each for each in reader.records(position.offset) if isinstance(each, Record)]
+            found = [each for each in reader.scan(position.offset) if isinstance(each, Record)]
             return sum(each.event_count for each in found) - (position.event if found else 0)
     except (SegmentUnreadable, FileNotFoundError):
         return 0

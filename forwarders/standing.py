@@ -49,11 +49,11 @@ class Standing:
         """Whether it stands still because a person wants that."""
         return self._state() == "paused"
 
-    def works(self) -> None:
-        """The destination took a batch."""
-        if self._state() not in (None, "ok"):
+    def works(self, *, but: str | None = None) -> None:
+        """The destination took all there is, ``but`` for segments that cannot be decrypted, and why."""
+        if self._state() not in (None, "ok") and but is None:
             log.info("forwarder works again", extra={"forwarder": self._forwarder})
-        self._begin_anew()
+        self._begin_anew(but)
 
     def unavailable(self, exc: Unavailable) -> float:
         """The destination does not take events now; how long to wait."""
@@ -109,10 +109,10 @@ class Standing:
         """Try again now, whatever the wait."""
         self.not_before = -math.inf
 
-    def _begin_anew(self) -> None:
+    def _begin_anew(self, but: str | None = None) -> None:
         self._reasons.clear()
         self._backoff.reset()
-        self._status.put("ok")
+        self._status.put("stopped" if but else "ok", f"segments of its queue are {but}" if but else "")
 
     def _state(self) -> State | None:
         return self.status.state if self.status else None

@@ -2,7 +2,8 @@
 
     {"state": "retrying", "reason": "rabbitmq: connection refused", "since_ms": 1795342500000, "attempts": 4}
 
-Figures are counters; this is the one sentence that no counter holds. Written by the flusher when it changes, read by
+Figures are counters; this is the one sentence that no counter holds. It may be a destination's word on an event, so in
+a spool with a key it is a box (`spool.box`). Written by the flusher when it changes, read by
 health and by commands of any process.
 """
 
@@ -12,13 +13,18 @@ import time
 from collections.abc import Callable, Container
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
 from forwarders.flush_settings import Counters
+from spool import box
 from spool.directory import FILE_MODE, SpoolDirectory
+from spool.key_name import KeyMissing
 from spool.queue import Queue
+
+if TYPE_CHECKING:
+    from spool.cipher import Keyring
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +46,9 @@ class ForwarderStatus(msgspec.Struct, frozen=True):
 def read_status(directory: SpoolDirectory, name: str) -> ForwarderStatus | None:
     """What the flusher last wrote about a forwarder; None: nothing, or nothing that can be read."""
     try:
-        return msgspec.json.decode((directory.queue_root / name / STATUS_NAME).read_bytes(), type=ForwarderStatus)
-    except (OSError, msgspec.DecodeError):
+        text = b"".join(box.read(directory.queue_root / name / STATUS_NAME, directory.keyring))
+        return msgspec.json.decode(text, type=ForwarderStatus)
+    except (OSError, msgspec.DecodeError, KeyMissing, box.BoxDamaged):
         return None
 
 
@@ -52,8 +59,11 @@ class StatusFile:
     Errors: none: a status that cannot be written is logged once, and written with the next change.
     """
 
-    def __init__(self, queue: Path, *, wall_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self, queue: Path, *, keyring: "Keyring | None" = None, wall_ns: Callable[[], int] = time.time_ns
+    ) -> None:
         self._path = queue / STATUS_NAME
+        self._keyring = keyring
         self._wall_ns = wall_ns
         self._written = True
         self.current: ForwarderStatus | None = None
@@ -71,7 +81,7 @@ class StatusFile:
         try:
             descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
             with os.fdopen(descriptor, "wb") as file:
-                file.write(msgspec.json.encode(status))
+                file.writelines(box.seal([msgspec.json.encode(status)], self._keyring))
             draft.replace(self._path)
             self._written = True
         except OSError as exc:

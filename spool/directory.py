@@ -31,7 +31,10 @@ import stat
 import uuid as uuids
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
+
+if TYPE_CHECKING:
+    from spool.cipher import Keyring
 
 FORMAT: Final = "1"
 OPEN_SUFFIX: Final = ".open"
@@ -73,17 +76,18 @@ def fsync_directory(path: Path) -> None:
 
 
 class SpoolDirectory:
-    """A checked spool directory, and the paths in it.
+    """A checked spool directory, the paths in it, and the keys to what is encrypted there.
 
     Owner:  any number of processes at a time; it holds no descriptor and no lock.
     Errors: SpoolError from `open`, `queue` and `quarantine`; the disk's own OSError never leaves them.
     """
 
-    def __init__(self, path: Path, device: int, instance: str) -> None:
+    def __init__(self, path: Path, device: int, instance: str, keyring: "Keyring | None" = None) -> None:
         """Use `open`; it checks."""
         self.path = path
         self.device = device
         self.instance = instance
+        self.keyring = keyring
         self.tmp = path / "_tmp"
         self.opened = path / "_open"
         self.sealed = path / "_spool"
@@ -94,10 +98,11 @@ class SpoolDirectory:
         self.metrics = path / "_metrics"
 
     @classmethod
-    def open(cls, path: Path, *, create: bool = True) -> Self:
+    def open(cls, path: Path, *, create: bool = True, keyring: "Keyring | None" = None) -> Self:
         """Check the spool at ``path``, adding what is missing of it.
 
-        A directory that is missing or empty becomes a new spool, unless ``create`` is False.
+        A directory that is missing or empty becomes a new spool, unless ``create`` is False. With a keyring all that
+        is written is encrypted with its first key.
         """
         path = Path(os.path.realpath(path))  # the operator may put the spool behind a link; inside it there are none
         try:
@@ -112,7 +117,7 @@ class SpoolDirectory:
             raise SpoolError(f"{exc.filename or path}: {exc.strerror}") from exc
         if not _INSTANCE.fullmatch(instance):
             raise SpoolError(f"{path}/INSTANCE: expected 32 hexadecimal digits; restore it, or move the spool away")
-        return cls(path, device, instance)
+        return cls(path, device, instance, keyring)
 
     def queue(self, forwarder: str) -> Path:
         """The queue of a forwarder, made at first use."""

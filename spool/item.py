@@ -11,20 +11,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self
 
+from spool import box
 from spool.directory import OPEN_SUFFIX, SEALED_SUFFIX
-from spool.record import (
-    Entry,
-    Origin,
-    RecordType,
-    SegmentHeader,
-    encode_moved,
-    encode_records,
-    encode_seal,
-    encode_segment_header,
-    seed_of,
-)
+from spool.key_name import KeyMissing
+from spool.reader import Record
+from spool.record import Entry, Origin, RecordType, encode_moved
+from spool.segment import encode_segment
+
+if TYPE_CHECKING:
+    from spool.cipher import Key, Keyring
 
 EVENTS_SUFFIX: Final = ".seg"
 BYTES_SUFFIX: Final = ".bytes"
@@ -134,13 +131,15 @@ def stem_of(segment: str) -> str:
     return _FOREIGN.sub("_", stem)[:100]
 
 
-def read_description(path: Path) -> Description:
-    """The description of an item; one that is missing or damaged says so. Errors: OSError."""
+def read_description(path: Path, keyring: "Keyring | None") -> Description:
+    """The description of an item; one that is missing, damaged or cannot be decrypted says so. Errors: OSError."""
     try:
-        return Description.decode(path.read_bytes())
+        return Description.decode(b"".join(box.read(path, keyring)))
+    except KeyMissing as exc:
+        return Description(str(exc))
     except FileNotFoundError:
         return Description("the description is missing")
-    except (ValueError, TypeError):
+    except (ValueError, TypeError):  # also BoxDamaged
         return Description("the description is damaged")
 
 
@@ -150,18 +149,16 @@ def event_keys(origin: Origin, event_count: int) -> list[EventKey]:
     return [(origin.uuid, origin.offset, index) for index in indexes]
 
 
-def encode_item(refused: Sequence[RefusedRecord], *, uuid: bytes, created_ns: int) -> bytes:
-    """A sealed segment of moved records."""
-    header = encode_segment_header(SegmentHeader(uuid, created_ns))
-    entries: list[Entry] = [
-        (encode_moved(record.origin, record.payload), record.event_count, record.received_ns, RecordType.MOVED)
-        for record in refused
-    ]
-    seed = seed_of(uuid)
-    records, events = encode_records(entries, seed=seed, offset=len(header), ordinal=0)
-    end = len(header) + len(records)
-    seal: list[Entry] = [(encode_seal(end), events, created_ns, RecordType.SEAL)]
-    return header + records + encode_records(seal, seed=seed, offset=end, ordinal=events)[0]
+def entry_of(record: RefusedRecord | Record) -> Entry:
+    """A record that goes on elsewhere, its events under their ids."""
+    origin = record.origin or Origin(record.uuid, record.offset)
+    return (encode_moved(origin, record.payload), record.event_count, record.received_ns, RecordType.MOVED)
+
+
+def encode_item(refused: Sequence[RefusedRecord], *, uuid: bytes, created_ns: int, key: "Key | None") -> bytes:
+    """A sealed segment of moved records, encrypted where there is a key."""
+    entries = [entry_of(record) for record in refused]
+    return encode_segment(entries, uuid=uuid, created_ns=created_ns, key=key)
 
 
 def utc(wall_ns: int) -> str:
@@ -169,7 +166,7 @@ def utc(wall_ns: int) -> str:
     return datetime.fromtimestamp(wall_ns // 1_000_000 / 1000, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
-def items_in(place: Path, owner: str) -> Iterator[Item]:
+def items_in(place: Path, owner: str, keyring: "Keyring | None") -> Iterator[Item]:
     """The items in a directory, by name; other files are passed over."""
     for name, suffix in sorted(map(os.path.splitext, os.listdir(place))):
         if suffix not in (EVENTS_SUFFIX, BYTES_SUFFIX) or ItemName.parse(name) is None:
@@ -184,5 +181,5 @@ def items_in(place: Path, owner: str) -> Iterator[Item]:
             "events" if suffix == EVENTS_SUFFIX else "bytes",
             place / (name + suffix),
             size,
-            read_description(place / (name + DESCRIPTION_SUFFIX)),
+            read_description(place / (name + DESCRIPTION_SUFFIX), keyring),
         )

@@ -3,9 +3,14 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spool.item import EVENTS_SUFFIX, EventKey, ItemName, RefusedRecord, event_keys
+from spool.key_name import KeyMissing
 from spool.reader import Record, SegmentReader, SegmentUnreadable
+
+if TYPE_CHECKING:
+    from spool.cipher import Keyring
 
 
 class KnownEvents:
@@ -15,8 +20,9 @@ class KnownEvents:
     a refusal falls into their range, which is after a crash, and at the edges of batches.
     """
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, keyring: "Keyring | None" = None) -> None:
         self._place = place
+        self._keyring = keyring
         self._names: dict[str, list[str]] = {}
         for file in os.listdir(place):
             name = file.removesuffix(EVENTS_SUFFIX)
@@ -40,12 +46,12 @@ class KnownEvents:
             if name == besides or parsed is None or parsed.last < first or parsed.first > last:
                 continue
             try:
-                with SegmentReader(self._place / (name + EVENTS_SUFFIX)) as reader:
+                with SegmentReader(self._place / (name + EVENTS_SUFFIX), self._keyring) as reader:
                     for part in reader.records():
                         if isinstance(part, Record) and part.origin:
                             found.update(dict.fromkeys(event_keys(part.origin, part.event_count), name))
             except FileNotFoundError:
                 names.remove(name)  # dropped by a person, or its replay is done
-            except SegmentUnreadable:
+            except (SegmentUnreadable, KeyMissing):
                 continue  # its events will be kept once more
         return found

@@ -7,6 +7,9 @@ An item is two files in ``_quarantine/FORWARDER/`` (refused events) or ``_quaran
     SEGMENT.START-END.bytes    a range of a segment as it was found; 0-SIZE: the whole file
     ….json                     reason, error, attempts, first_seen, last_seen, forwarder, segment, events, size
 
+In a spool with a key the segments are encrypted like all others, the ``.bytes`` and ``.json`` files are boxes
+(`spool.box`); only a whole file that is no segment is kept as it lies there.
+
 A second item of the same range gets ``.2`` behind it. Names and descriptions hold nothing a client sent, but for what
 a destination says about it in ``error``.
 
@@ -26,7 +29,6 @@ import functools
 import hashlib
 import logging
 import os
-import shutil
 import time
 import uuid as uuids
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,7 +36,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from spool import drafts
+from spool import box, drafts
 from spool.ballast import Ballast
 from spool.directory import SpoolDirectory, fsync_directory
 from spool.item import (
@@ -47,6 +49,7 @@ from spool.item import (
     ItemName,
     RefusedRecord,
     encode_item,
+    entry_of,
     event_keys,
     item_of_link,
     items_in,
@@ -54,11 +57,13 @@ from spool.item import (
     stem_of,
     utc,
 )
+from spool.key_name import KeyMissing
 from spool.known_events import KnownEvents
 from spool.ledger import Ledger
 from spool.outcome import Outcome
-from spool.reader import CHUNK_BYTES, Damage, Record, SegmentReader, SegmentUnreadable
+from spool.reader import Damage, Record, SegmentReader, SegmentUnreadable
 from spool.seal import read_seal
+from spool.segment import encode_segment
 
 __all__ = ["Item", "Quarantine", "QuarantineError", "RefusedRecord"]
 
@@ -88,6 +93,7 @@ class Quarantine:
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._directory = directory
+        self._keyring = directory.keyring
         self._ballast = ballast or Ballast(directory)
         self._wall_ns = wall_ns
         self._known: dict[str, KnownEvents] = {}
@@ -111,7 +117,7 @@ class Quarantine:
         if not refused:
             return 0
         place = self._ballast.spend_on(lambda: self._directory.quarantine(forwarder))
-        known = self._known.get(forwarder) or self._known.setdefault(forwarder, KnownEvents(place))
+        known = self._known.get(forwarder) or self._known.setdefault(forwarder, KnownEvents(place, self._keyring))
         link = item_of_link(segment)
         item_of = known.items_of(stem_of(segment), refused, besides=link[1] if link and link[0] == forwarder else None)
         new: list[RefusedRecord] = []
@@ -127,7 +133,7 @@ class Quarantine:
         )
         for name in repeated:
             path = place / (name + DESCRIPTION_SUFFIX)
-            before = read_description(path)
+            before = read_description(path, self._keyring)
             self._describe(path, replace(said, events=before.events, size=before.size), before)
         return self._add_item(place, known, new, said, link) if new else 0
 
@@ -137,7 +143,7 @@ class Quarantine:
             ItemName(stem_of(reader.name), damage.start, damage.end),
             Description(damage.reason, segment=reader.name, events=damage.events, size=damage.end - damage.start),
             chunks := functools.partial(reader.chunks, damage.start, damage.end),
-            lambda path: drafts.publish(self._directory, path, chunks),
+            lambda path: drafts.publish(self._directory, path, lambda: box.seal(chunks(), self._keyring)),
         )
 
     def add_bytes(
@@ -149,7 +155,7 @@ class Quarantine:
             ItemName(stem_of(segment), start, end),
             Description(reason[:ERROR_MAX_CHARS], segment=segment, events=events, size=end - start),
             lambda: held,
-            lambda path: drafts.publish(self._directory, path, lambda: held),
+            lambda path: drafts.publish(self._directory, path, lambda: box.seal(held, self._keyring)),
         )
 
     def add_file(self, path: Path, *, reason: str) -> bool:
@@ -158,7 +164,7 @@ class Quarantine:
         return self._add_bytes(
             ItemName(stem_of(path.name), 0, size),
             Description(reason, segment=path.name, size=size),
-            lambda: _read_file(path),
+            lambda: box.read(path, None),
             lambda target: drafts.link(path, target),
         )
 
@@ -175,7 +181,7 @@ class Quarantine:
             replace(item, queued=tuple(queued.get(item.link, ())))
             for name, path in places
             if owner in (None, name)
-            for item in items_in(Path(path), name)
+            for item in items_in(Path(path), name, self._keyring)
         ]
 
     def contents(self, item: Item) -> list[Record | Damage]:
@@ -183,8 +189,10 @@ class Quarantine:
         if item.kind == "bytes":
             raise QuarantineError(f"{item.name}: holds damaged bytes, no records; export it to look at them")
         try:
-            with SegmentReader(item.path) as reader:
+            with SegmentReader(item.path, self._keyring) as reader:
                 return list(reader.records())
+        except KeyMissing as exc:
+            raise QuarantineError(f"{item.name}: {exc}") from exc
         except SegmentUnreadable as exc:
             raise QuarantineError(f"{item.name}: {exc}; export it to look at the bytes") from exc
         except FileNotFoundError as exc:
@@ -231,10 +239,17 @@ class Quarantine:
             ledger.close()
 
     def export(self, item: Item, to: Path) -> list[Path]:
-        """Copy the two files of an item into a directory outside. Errors: OSError (also when they exist there)."""
+        """Copy the two files of an item into a directory outside, decrypted.
+
+        Errors: QuarantineError; OSError (also when they exist there).
+        """
         data, description = to / item.path.name, to / item.description_path.name
-        with item.path.open("rb") as source, data.open("xb") as target:
-            shutil.copyfileobj(source, target)
+        try:
+            with data.open("xb") as target:
+                target.writelines(self._clear(item))
+        except (KeyMissing, box.BoxDamaged) as exc:
+            data.unlink()
+            raise QuarantineError(f"{item.name}: {exc}") from exc
         with description.open("xb") as target:
             target.write(item.description.encode())
         return [data, description]
@@ -250,6 +265,18 @@ class Quarantine:
         owner, name = source
         return _remove(self._directory.quarantine_root / owner / (name + EVENTS_SUFFIX))
 
+    def _clear(self, item: Item) -> Iterator[bytes]:
+        """The bytes of an item as they would be in a spool without a key. Errors: KeyMissing, BoxDamaged."""
+        if item.kind == "events":
+            with contextlib.suppress(SegmentUnreadable), SegmentReader(item.path, self._keyring) as reader:
+                if reader.header.flags:
+                    yield encode_segment(
+                        [entry_of(each) for each in reader.records() if isinstance(each, Record)],
+                        uuid=reader.header.uuid, created_ns=reader.header.created_ns, key=None,
+                    )  # fmt: skip
+                    return
+        yield from box.read(item.path, self._keyring)
+
     def _add_item(
         self,
         place: Path,
@@ -259,7 +286,8 @@ class Quarantine:
         link: tuple[str, str] | None,
     ) -> int:
         events = sum(record.event_count for record in records)
-        data = encode_item(records, uuid=uuids.uuid4().bytes, created_ns=self._wall_ns())
+        key = self._keyring.writing if self._keyring else None
+        data = encode_item(records, uuid=uuids.uuid4().bytes, created_ns=self._wall_ns(), key=key)
         offsets = [record.origin.offset for record in records]
         for name in ItemName(stem_of(said.segment), min(offsets), max(offsets)).variants():
             path = place / (name + EVENTS_SUFFIX)
@@ -269,7 +297,8 @@ class Quarantine:
         before = None
         if link:
             owner, replayed = link
-            before = read_description(self._directory.quarantine_root / owner / (replayed + DESCRIPTION_SUFFIX))
+            path_before = self._directory.quarantine_root / owner / (replayed + DESCRIPTION_SUFFIX)
+            before = read_description(path_before, self._keyring)
         self._describe_new(path, replace(said, events=events, size=len(data)), before)
         known.add(name)
         return events
@@ -287,11 +316,18 @@ class Quarantine:
             if not path.exists() and self._ballast.spend_on(functools.partial(write, path)):
                 self._describe_new(path, description)
                 return True
-            if _same_bytes(_read_file(path), chunks()):
+            if self._holds(path, chunks()):
                 break
         if not path.with_suffix(DESCRIPTION_SUFFIX).exists():
             self._describe(path.with_suffix(DESCRIPTION_SUFFIX), description)
         return False
+
+    def _holds(self, path: Path, chunks: Iterable[bytes]) -> bool:
+        """Whether an item has these bytes. One that cannot be decrypted has others: then they are kept once more."""
+        try:
+            return _same_bytes(box.read(path, self._keyring), chunks)
+        except (KeyMissing, box.BoxDamaged):
+            return False
 
     def _describe_new(self, path: Path, description: Description, before: Description | None = None) -> None:
         """Write the description of an item; without one it must not count as kept."""
@@ -309,13 +345,8 @@ class Quarantine:
             first_seen=before.first_seen if before and before.first_seen else now,
             last_seen=now,
         ).encode()
-        self._ballast.spend_on(lambda: drafts.replace(self._directory, path, text))
-
-
-def _read_file(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
+        sealed = b"".join(box.seal([text], self._keyring))
+        self._ballast.spend_on(lambda: drafts.replace(self._directory, path, sealed))
 
 
 def _same_bytes(one: Iterable[bytes], other: Iterable[bytes]) -> bool:

@@ -141,7 +141,8 @@ class Queue:
 
     Owner: one thread. Segments come in by `distribute`, `start_queue` and `Quarantine.replay`, also from other
     processes, and not always in the order of their names: ask `next_segment` anew for each.
-    ``path``: the directory; a segment NAME is the file ``path / NAME``. Memory: about 250 bytes per segment.
+    ``path``: the directory; a segment NAME is the file ``path / NAME``, which ``keyring`` opens.
+    Memory: about 250 bytes per segment.
     """
 
     def __init__(
@@ -153,6 +154,7 @@ class Queue:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path = directory.queue(forwarder)
+        self.keyring = directory.keyring
         self._forwarder = forwarder
         self._quarantine = Quarantine(directory)
         self._oddities = oddities or Oddities()

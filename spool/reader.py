@@ -2,13 +2,16 @@
 
 Shape:  `SegmentReader.records` yields a `Record` per data or moved record and a `Damage` per range that cannot be
         read, in file order; together with the two headers and the seal they cover the file without gaps.
-Errors: SegmentUnreadable when neither the header nor the file name says the uuid; OSError from the disk
-        (FileNotFoundError: somebody removed the file; ELOOP: it is a symbolic link). Damage is never an exception.
+        Encrypted payloads come out clear. `SegmentReader.scan` needs no key, and leaves them as stored.
+Errors: SegmentUnreadable when neither the header nor the file name says the uuid; KeyMissing at the first encrypted
+        record whose key is not here; OSError from the disk (FileNotFoundError: somebody removed the file; ELOOP: it
+        is a symbolic link). Damage is never an exception.
 
 A record counts when its header is where the header says, the header's checksum holds and the payload's too. Where
 one does not, the search goes byte by byte for the next that does: behind the bad header, or inside the range that a
 good header claims for a bad payload, because a record that lies there is whole whatever the header says. A record
-inside a good payload is never found: it is not looked for.
+inside a good payload is never found: it is not looked for. An encrypted one whose checksum holds and that its key does
+not open is damage as well. Where header and name of the key are lost, each key is tried.
 
 A range at the end of the file that holds only zeros is reported as such: it was allocated and never written (a
 segment that is zero-filled ahead of its records, or one whose last pages did not reach the disk).
@@ -23,13 +26,17 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from spool.directory import uuid_of_name
+from spool.key_name import KeyMissing
 from spool.record import (
+    COMPRESSED,
+    ENCRYPTED,
+    FLAG_AES_256_GCM,
     RECORD_HEADER,
     RECORD_HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
@@ -39,6 +46,7 @@ from spool.record import (
     RecordHeader,
     RecordType,
     SegmentHeader,
+    decode_key_entry,
     decode_moved,
     decode_record_header,
     decode_segment_header,
@@ -46,10 +54,15 @@ from spool.record import (
     seed_of,
 )
 
+if TYPE_CHECKING:
+    from spool.cipher import Keyring, SegmentKey
+
 CHUNK_BYTES: Final = 1024 * 1024
 SEAL_BYTES: Final = RECORD_HEADER_BYTES + len(encode_seal(0))
 ZERO_TAIL_MIN_BYTES: Final = 4096  # fewer zeros behind damage may as well be the end of a torn payload
 
+_HEADER_MAX_BYTES: Final = 1024
+_CODECS: Final = {0, ENCRYPTED, ENCRYPTED | COMPRESSED}
 _DATA, _SEAL, _MOVED = int(RecordType.DATA), int(RecordType.SEAL), int(RecordType.MOVED)  # an enum's == costs 0.1 µs
 
 
@@ -97,7 +110,7 @@ class SegmentReader:
     ``rebuilt``: the header was damaged and has been made anew from the file name.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keyring: "Keyring | None" = None) -> None:
         self.path = path
         self.name = path.name
         # O_NONBLOCK: a FIFO that lies in the way must not stop the thread before it can be looked at
@@ -112,6 +125,8 @@ class SegmentReader:
             self.close()
             raise
         self._seed = seed_of(self.header.uuid)
+        self._keyring = keyring
+        self._keys: list[SegmentKey] | None = None  # that may open this segment, the one that last did first
         self._events: int | None = None  # events of the segment up to where `records` is, lost ones included
 
     def __enter__(self) -> Self:
@@ -141,6 +156,13 @@ class SegmentReader:
 
     def records(self, start: int = 0) -> Iterator[Record | Damage]:
         """Everything from byte ``start``: 0, or the ``end`` of a record or damage that was yielded before."""
+        return self._parts(start, self._decrypt)
+
+    def scan(self, start: int = 0) -> Iterator[Record | Damage]:
+        """What `records` yields, without a key: encrypted payloads are as they are stored, and have no origin."""
+        return self._parts(start, None)
+
+    def _parts(self, start: int, decrypt: "_Decrypt | None") -> Iterator[Record | Damage]:
         position = start
         self._events = None
         if start < self.header.header_len:
@@ -149,7 +171,7 @@ class SegmentReader:
             if self.rebuilt and self.size:
                 yield Damage(0, position, "the segment header is damaged; it was rebuilt from the file name", events=0)
         while position < self.size:
-            position = yield from self._whole_records(position)
+            position = yield from self._whole_records(position, decrypt)
             if position < self.size:
                 position = yield from self._damage(position)
 
@@ -163,18 +185,23 @@ class SegmentReader:
             start += len(piece)
 
     def _read_header(self) -> tuple[SegmentHeader, bool]:
-        header = decode_segment_header(os.pread(self._descriptor, SEGMENT_HEADER_BYTES, 0))
+        data = os.pread(self._descriptor, _HEADER_MAX_BYTES, 0)
+        header = decode_segment_header(data)
         if header is None:
             uuid = uuid_of_name(self.name)
             if uuid is None:
                 raise SegmentUnreadable("no segment header, and a name that is not a segment's")
-            return SegmentHeader(uuid, created_ns=0), True
-        if header.version != VERSION or header.flags or header.header_len < SEGMENT_HEADER_BYTES:
+            key = decode_key_entry(data, seed_of(uuid))
+            header = SegmentHeader(uuid, created_ns=0)
+            return (header if key is None else header.encrypted(key)), True
+        known = header.flags in (0, FLAG_AES_256_GCM)
+        if header.version != VERSION or not known or header.header_len < SEGMENT_HEADER_BYTES:
             raise SegmentUnreadable(f"written by a later version (format {header.version}, flags {header.flags:#x})")
         return header, False
 
-    def _whole_records(self, position: int) -> Generator[Record, None, int]:
-        """Yield whole records from ``position`` on; returns where the first begins that is not."""
+    def _whole_records(self, position: int, decrypt: "_Decrypt | None") -> Generator[Record, None, int]:
+        """Yield whole records from ``position`` on; returns where the first begins that is not. ``decrypt`` is given
+        codec, payload and offset of an encrypted one; without it they are left as they are."""
         uuid, seed, size, events = self.header.uuid, self._seed, self.size, self._events
         unpack, crc32, make = RECORD_HEADER.unpack_from, zlib.crc32, tuple.__new__
         data, base = b"", position
@@ -199,10 +226,18 @@ class SegmentReader:
             else:
                 data, base = self._read(position, CHUNK_BYTES), position
                 payload = data[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + length]
-            if crc32(payload, seed) != payload_crc or codec:
+            if crc32(payload, seed) != payload_crc:
                 break
+            if codec:
+                if codec not in _CODECS:
+                    break
+                if decrypt is not None:
+                    clear = decrypt(codec, payload, position)
+                    if clear is None:
+                        break
+                    payload = clear
             origin = None
-            if type_ != _DATA:
+            if type_ != _DATA and (not codec or decrypt is not None or type_ != _MOVED):
                 if type_ == _SEAL:
                     position, events = end, count
                     continue
@@ -221,6 +256,8 @@ class SegmentReader:
         claimed = header.end if header else self.size
         if header and self._is_whole(header):
             reason = f"a record of type {header.type}, codec {header.codec}, which this version cannot read"
+            if header.codec in _CODECS and header.codec:
+                reason = "its key does not decrypt it: it was changed after it was written"
             end = claimed
         else:
             end = self._search(start + 1, min(claimed, self.size))
@@ -241,6 +278,21 @@ class SegmentReader:
         if written < end:
             yield Damage(written, end, "only zeros from here to the end of the file", zeros=True)
         return end
+
+    def _decrypt(self, codec: int, payload: bytes, offset: int) -> bytes | None:
+        """The payload of an encrypted record; None when no key opens it. Errors: KeyMissing."""
+        if self._keys is None:
+            if self._keyring is None:
+                raise KeyMissing(self.header.key)
+            self._keys = [key.of_segment(self.header.uuid) for key in self._keyring.candidates(self.header.key)]
+        for key in self._keys:
+            clear = key.decode(codec, payload, offset)
+            if clear is not None:
+                if key is not self._keys[0]:
+                    self._keys.remove(key)
+                    self._keys.insert(0, key)
+                return clear
+        return None
 
     def _search(self, start: int, limit: int) -> int:
         """Where the next whole record begins in a range; ``limit`` when none does."""
@@ -291,6 +343,9 @@ class SegmentReader:
         if len(data) < length:
             return b"".join((data, *self.chunks(start + len(data), start + length)))
         return data
+
+
+_Decrypt = Callable[[int, bytes, int], bytes | None]
 
 
 def _moved(payload: bytes) -> tuple[Origin, bytes] | None:

@@ -4,14 +4,21 @@ All numbers are little-endian. A segment begins with 64 bytes:
 
     magic        8 bytes   89 45 56 53 50 4c 0d 0a
     version      u16       1
-    header_len   u16       bytes before the first record; what follows the 64 is for later versions
-    flags        u32       0; later: checksum and cipher
+    header_len   u16       bytes before the first record
+    flags        u32       0; 0x100: payloads are encrypted with AES-256-GCM (`spool.cipher`)
     uuid        16 bytes   names the segment, and seeds every checksum in it
     created_ns   u64       wall clock, nanoseconds since 1970
     first_seq    u64       how many segments this process made before this one
     pid          u32       for a person; nothing depends on it
     reserved     8 bytes   0
     crc          u32       CRC-32 of the 60 bytes before it
+
+Behind it, in a segment with encrypted payloads, up to header_len:
+
+    type         u16       1: which key
+    length       u16       bytes of the value
+    value                  what `spool.cipher` finds the key by
+    crc          u32       CRC-32 of the three before it, seeded
 
 Each record is 44 bytes of header and its payload:
 
@@ -23,9 +30,12 @@ Each record is 44 bytes of header and its payload:
     event_count  u32       events in the payload; in a seal: events in the segment
     ordinal      u32       how many events of the segment come before this record
     type         u8        1 data, 2 seal, 3 moved
-    codec        u8        0; later: compression
+    codec        u8        how the payload is stored; 0: as it is, 0x10: encrypted, 0x11: compressed, then encrypted
     reserved     u16       0
     header_crc   u32       CRC-32 of the 40 bytes before it, seeded
+
+Checksums are those of the bytes in the file, so an encrypted payload is checked without its key. A seal is never
+encrypted: whoever has no key can still complete a segment.
 
 Why the seed (the CRC-32 of the segment's uuid) and the own offset: stale blocks of a deleted file, a
 segment sent as somebody's payload, and shifted or doubled ranges never pass for records.
@@ -50,6 +60,9 @@ VERSION = 1
 SYNC = b"\xe5\x1fRc"
 PAYLOAD_MAX_BYTES = 32 * 1024 * 1024
 EVENTS_MAX = 1_000_000
+FLAG_AES_256_GCM = 0x100
+COMPRESSED = 0x01
+ENCRYPTED = 0x10
 
 _SEGMENT = struct.Struct("<8sHHI16sQQI8xI")
 RECORD_HEADER = struct.Struct("<4sIIQQIIBBHI")
@@ -57,6 +70,8 @@ _RECORD_HEAD = struct.Struct("<4sIIQQIIBBH")
 _MOVED = struct.Struct("<16sQI")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
+_ENTRY = struct.Struct("<HH")
+_ENTRY_KEY = 1
 SEGMENT_HEADER_BYTES = _SEGMENT.size
 RECORD_HEADER_BYTES = RECORD_HEADER.size
 
@@ -70,7 +85,7 @@ class RecordType(enum.IntEnum):
 
 
 class SegmentHeader(NamedTuple):
-    """The first 64 bytes of a segment."""
+    """What a segment begins with. ``key`` says which key opens its payloads; empty: none, or nobody knows."""
 
     uuid: bytes
     created_ns: int
@@ -79,6 +94,12 @@ class SegmentHeader(NamedTuple):
     flags: int = 0
     version: int = VERSION
     header_len: int = SEGMENT_HEADER_BYTES
+    key: bytes = b""
+
+    def encrypted(self, key: bytes) -> "SegmentHeader":
+        """The same for a segment whose payloads ``key`` opens."""
+        length = SEGMENT_HEADER_BYTES + len(encode_key_entry(key, 0))
+        return self._replace(flags=FLAG_AES_256_GCM, header_len=length, key=key)
 
 
 class RecordHeader(NamedTuple):
@@ -117,23 +138,44 @@ def seed_of(uuid: bytes) -> int:
 
 
 def encode_segment_header(header: SegmentHeader) -> bytes:
-    """Pack a segment header."""
+    """Pack a segment header, with the entry that names its key."""
     head = _SEGMENT.pack(
         MAGIC, header.version, header.header_len, header.flags,
         header.uuid, header.created_ns, header.first_seq, header.pid, 0,
     )[:-4]  # fmt: skip
-    return head + zlib.crc32(head).to_bytes(4, "little")
+    entry = encode_key_entry(header.key, seed_of(header.uuid)) if header.key else b""
+    return head + zlib.crc32(head).to_bytes(4, "little") + entry
 
 
 def decode_segment_header(data: bytes | memoryview) -> SegmentHeader | None:
-    """Unpack a segment header; None when it is damaged or no segment header at all."""
+    """Unpack a segment header; None when it is damaged or no segment header at all. ``data`` may hold more."""
     if len(data) < SEGMENT_HEADER_BYTES:
         return None
     fields = _SEGMENT.unpack_from(data)
     magic, version, header_len, flags, uuid, created_ns, first_seq, pid, crc = fields
     if magic != MAGIC or zlib.crc32(data[: SEGMENT_HEADER_BYTES - 4]) != crc:
         return None
-    return SegmentHeader(uuid, created_ns, first_seq, pid, flags, version, header_len)
+    key = (decode_key_entry(data, seed_of(uuid)) or b"") if header_len > SEGMENT_HEADER_BYTES else b""
+    return SegmentHeader(uuid, created_ns, first_seq, pid, flags, version, header_len, key)
+
+
+def encode_key_entry(key: bytes, seed: int) -> bytes:
+    """What stands behind the 64 bytes of a header when payloads are encrypted."""
+    entry = _ENTRY.pack(_ENTRY_KEY, len(key)) + key
+    return entry + _U32.pack(zlib.crc32(entry, seed))
+
+
+def decode_key_entry(data: bytes | memoryview, seed: int, at: int = SEGMENT_HEADER_BYTES) -> bytes | None:
+    """Undo `encode_key_entry`; None when there is none at ``data[at:]``, or a damaged one."""
+    if at + _ENTRY.size > len(data):
+        return None
+    type_, length = _ENTRY.unpack_from(data, at)
+    end = at + _ENTRY.size + length
+    if type_ != _ENTRY_KEY or end + _U32.size > len(data):
+        return None
+    if zlib.crc32(data[at:end], seed) != _U32.unpack_from(data, end)[0]:
+        return None
+    return bytes(data[end - length : end])
 
 
 def encode_record(
@@ -144,11 +186,12 @@ def encode_record(
     received_ns: int,
     event_count: int,
     ordinal: int,
-    type: RecordType = RecordType.DATA,
+    type: int = RecordType.DATA,
+    codec: int = 0,
 ) -> bytes:
-    """The header that goes before ``payload`` at ``offset``; the payload itself is not copied."""
+    """The header that goes before ``payload``, which is as it is stored; the payload itself is not copied."""
     head = _RECORD_HEAD.pack(
-        SYNC, len(payload), zlib.crc32(payload, seed), offset, received_ns, event_count, ordinal, type, 0, 0
+        SYNC, len(payload), zlib.crc32(payload, seed), offset, received_ns, event_count, ordinal, type, codec, 0
     )
     return head + zlib.crc32(head, seed).to_bytes(4, "little")
 

@@ -179,7 +179,7 @@ def _scan(reader: SegmentReader, quarantine: Quarantine) -> _Found:
     records = events = ranges = damaged_bytes = zeros = 0
     lost: int | None = 0
     run_start = run_end = 0  # the damaged ranges that follow each other without anything whole in between
-    for part in reader.records():
+    for part in reader.scan():
         if isinstance(part, Record):
             last, records, events = part, records + 1, events + part.event_count
             continue

@@ -5,6 +5,7 @@ Created:  in ``_tmp`` (O_EXCL), locked, its header written and synced, renamed t
           whatever process ids and clocks say.
 Appended: many records in one write under O_APPEND. When the disk takes only part of them, or fails, the file is cut
           back to the last whole record before the error goes on.
+          With a key each payload is encrypted on its way (`spool.cipher`), once its place is known.
 Sealed:   the seal record, fdatasync, rename to ``_spool``, both directories synced, closed.
 
 The bytes are in `spool.record`. Nothing here decides what an error means; that is `spool.writer`.
@@ -21,19 +22,23 @@ import os
 import uuid as uuids
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from spool.directory import FILE_MODE, OPEN_SUFFIX, SEALED_SUFFIX, SpoolDirectory, fsync_directory, segment_stem
 from spool.record import (
-    SEGMENT_HEADER_BYTES,
+    RECORD_HEADER_BYTES,
     Entry,
     RecordType,
     SegmentHeader,
+    encode_record,
     encode_records,
     encode_seal,
     encode_segment_header,
     seed_of,
 )
+
+if TYPE_CHECKING:
+    from spool.cipher import Key, SegmentKey
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +59,12 @@ class SegmentWriter:
              which pages did not reach the disk, and the next fdatasync would succeed without them.
     """
 
-    def __init__(self, directory: SpoolDirectory, descriptor: int, stem: str, uuid: bytes) -> None:
+    def __init__(self, directory: SpoolDirectory, descriptor: int, stem: str, header: SegmentHeader) -> None:
         """Use `create`."""
-        self.uuid = uuid
+        self.uuid = header.uuid
         self.stem = stem
-        self.size = SEGMENT_HEADER_BYTES
-        self.synced = SEGMENT_HEADER_BYTES
+        self.size = header.header_len
+        self.synced = header.header_len
         self.records = 0
         self.events = 0
         self.dirty = False
@@ -67,7 +72,10 @@ class SegmentWriter:
         self.sealed = False
         self._directory = directory
         self._descriptor = descriptor
-        self._seed = seed_of(uuid)
+        self._header_len = header.header_len
+        self._seed = seed_of(header.uuid)
+        keyring = directory.keyring
+        self._key = keyring.writing.of_segment(header.uuid) if keyring else None
         self._path = directory.opened / (stem + OPEN_SUFFIX)
 
     @classmethod
@@ -78,10 +86,13 @@ class SegmentWriter:
             stem = segment_stem(created_ns, uuid)
             draft = directory.tmp / (stem + OPEN_SUFFIX)
             descriptor = os.open(draft, _CREATE_FLAGS, FILE_MODE)
-            segment = cls(directory, descriptor, stem, uuid)
+            header = SegmentHeader(uuid, created_ns, first_seq, os.getpid())
+            if directory.keyring:
+                header = header.encrypted(directory.keyring.writing.name)
+            segment = cls(directory, descriptor, stem, header)
             try:
                 if _lock(descriptor):
-                    segment._begin(draft, SegmentHeader(uuid, created_ns, first_seq, os.getpid()))
+                    segment._begin(draft, header)
                     return segment
             except BaseException:
                 _remove(draft)
@@ -101,12 +112,18 @@ class SegmentWriter:
         os.rename(draft, self._path)
         fsync_directory(self._directory.opened)
 
-    def append(self, records: Sequence[Entry]) -> None:
-        """Write records, all of them or, when it raises, none."""
-        frames, events = encode_records(records, seed=self._seed, offset=self.size, ordinal=self.events)
+    def append(self, records: Sequence[Entry]) -> Sequence[Entry]:
+        """Write records, all of them or, when it raises, none; returns them as they are stored."""
+        stored = records
+        if self._key is None:
+            frames, events = encode_records(records, seed=self._seed, offset=self.size, ordinal=self.events)
+        else:
+            frames, stored = encrypt_records(records, self._key, seed=self._seed, offset=self.size, ordinal=self.events)
+            events = sum(entry[1] for entry in records)
         self._write(frames)
         self.records += len(records)
         self.events += events
+        return stored
 
     def sync(self) -> None:
         """Make what was appended survive a power cut. At most one failure: see ``sync_failed``."""
@@ -165,7 +182,7 @@ class SegmentWriter:
 
     def abandon(self) -> None:
         """Close the file as it is: releasing the lock hands it to recovery. One without records is removed."""
-        if self.size == SEGMENT_HEADER_BYTES and not self.dirty:
+        if self.size == self._header_len and not self.dirty:
             self.discard()
             return
         if not self.sealed:
@@ -233,6 +250,43 @@ class SpareDescriptors:
         with contextlib.suppress(OSError):  # none to be had now; opening works as long as others let go of theirs
             while len(self._descriptors) < _SPARES:
                 self._descriptors.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
+
+
+def encrypt_records(
+    records: Sequence[Entry], key: "SegmentKey", *, seed: int, offset: int, ordinal: int
+) -> tuple[bytes, list[Entry]]:
+    """What `encode_records` does, encrypted: the bytes, and the records as they are stored."""
+    parts: list[bytes] = []
+    entries: list[Entry] = []
+    for payload, event_count, received_ns, type_ in records:
+        codec, stored = key.encode(payload, offset)
+        parts.append(
+            encode_record(
+                stored, seed=seed, offset=offset, received_ns=received_ns, event_count=event_count,
+                ordinal=ordinal, type=type_, codec=codec,
+            )
+        )  # fmt: skip
+        parts.append(stored)
+        entries.append((stored, event_count, received_ns, type_))
+        offset += RECORD_HEADER_BYTES + len(stored)
+        ordinal += event_count
+    return b"".join(parts), entries
+
+
+def encode_segment(records: Sequence[Entry], *, uuid: bytes, created_ns: int, key: "Key | None") -> bytes:
+    """A whole sealed segment, encrypted where there is a key. For what is small enough to be made in memory."""
+    header = SegmentHeader(uuid, created_ns)
+    if key is not None:
+        header = header.encrypted(key.name)
+    seed, begin = seed_of(uuid), encode_segment_header(header)
+    events = sum(entry[1] for entry in records)
+    if key is None:
+        frames, _ = encode_records(records, seed=seed, offset=len(begin), ordinal=0)
+    else:
+        frames, _ = encrypt_records(records, key.of_segment(uuid), seed=seed, offset=len(begin), ordinal=0)
+    end = len(begin) + len(frames)
+    seal: Entry = (encode_seal(end), events, created_ns, RecordType.SEAL)
+    return begin + frames + encode_records([seal], seed=seed, offset=end, ordinal=events)[0]
 
 
 def _lock(descriptor: int) -> bool:

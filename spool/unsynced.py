@@ -4,6 +4,7 @@ Why: after a failed fdatasync the kernel may forget the pages that did not reach
 answered with 202. They are written again into another segment, as moved records, so that their events keep their ids.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from spool.record import RECORD_HEADER_BYTES, Entry, Origin, RecordType, encode_moved
@@ -23,7 +24,7 @@ class Unsynced:
     def __init__(self) -> None:
         """Nothing is waiting."""
         self.in_doubt: list[Entry] = []  # their sync failed; to be written again
-        self._batches: list[tuple[int, list[Entry]]] = []
+        self._batches: list[tuple[int, list[Entry], Sequence[Entry]]] = []
         self._bytes = 0
 
     def __bool__(self) -> bool:
@@ -39,9 +40,12 @@ class Unsynced:
         """Whether this many bytes of frames can be kept; if not, they must be synced at once."""
         return self._bytes + length <= UNSYNCED_MAX_BYTES
 
-    def add(self, offset: int, batch: list[Entry], length: int) -> None:
-        """Keep a committed batch of ``length`` bytes that begins at ``offset`` of the open segment."""
-        self._batches.append((offset, batch))
+    def add(self, offset: int, batch: list[Entry], stored: Sequence[Entry], length: int) -> None:
+        """Keep a committed batch that begins at ``offset`` of the open segment, where it is as ``stored``.
+
+        ``length`` is how many bytes it takes there, or here where that is more (stored encrypted, it is kept twice).
+        """
+        self._batches.append((offset, batch, stored))
         self._bytes += length
 
     def synced(self) -> None:
@@ -51,11 +55,11 @@ class Unsynced:
 
     def doubt(self, uuid: bytes) -> None:
         """The disk does not have what waited: it was in the segment with this uuid, and becomes moved records."""
-        for offset, batch in self._batches:
-            for payload, event_count, received_ns, _ in batch:
+        for offset, batch, stored in self._batches:
+            for (payload, event_count, received_ns, _), (frame, *_) in zip(batch, stored, strict=True):
                 moved = encode_moved(Origin(uuid, offset), payload)
                 self.in_doubt.append((moved, event_count, received_ns, _MOVED))
-                offset += RECORD_HEADER_BYTES + len(payload)
+                offset += RECORD_HEADER_BYTES + len(frame)
         self.synced()
 
     def written_again(self) -> None:

@@ -152,17 +152,19 @@ class SpoolWriter:
             raise SpoolUnavailable(self._condition.reason) from exc
         before = segment.size
         try:
-            segment.append(batch)
+            stored = segment.append(batch)
         except OSError as exc:
             raise self._write_failed(segment, exc, batch) from exc
-        written = segment.size - before
-        if sync or not self._unsynced.has_room_for(written):
+        written = kept = segment.size - before
+        if stored is not batch:
+            kept += sum(len(entry[0]) for entry in batch)  # clear, and compressed it may be next to nothing
+        if sync or not self._unsynced.has_room_for(kept):
             try:
                 self._sync(segment)
             except OSError as exc:
                 raise self._sync_failed(segment, exc, cut_to=before) from exc
         else:
-            self._unsynced.add(before, batch, written)
+            self._unsynced.add(before, batch, stored, kept)
         self.records += len(batch)
         self.bytes += written
         self.commits += 1
