@@ -1,11 +1,14 @@
 """What a type cannot say about the settings: regular expressions, networks, addresses, keys that need each other."""
 
+import importlib
 import ipaddress
 import os.path
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from spool.key_file import KeyFileError, read_keys
 
 if TYPE_CHECKING:
     from collector.settings import Settings
@@ -46,7 +49,7 @@ def _not_in_this_version(settings: "Settings") -> Iterator[Finding]:
 
 def _key_file(path: Path) -> Iterator[Finding]:
     try:
-        from spool.cipher import KeyFileError, read_keys
+        importlib.import_module("spool.cipher")
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] == "spool":
             raise

@@ -10,6 +10,7 @@ import click
 
 from collector.cli_output import age, columns, progress, size
 from collector.cli_settings import Failed, json_option, settings_option
+from collector.cli_spool_key import key
 
 if TYPE_CHECKING:
     from collector.settings import Settings
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 @click.group()
 def spool() -> None:
     """Look at the spool; nothing here changes it."""
+
+
+spool.add_command(key)
 
 
 @spool.command()

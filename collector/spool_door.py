@@ -2,13 +2,14 @@
 
 from collector.settings import SpoolSettings
 from spool.directory import SpoolDirectory, SpoolError
+from spool.key_file import KeyFileError
 
 
 def open_spool(settings: SpoolSettings, *, create: bool = True) -> SpoolDirectory:
     """The spool; made when it is missing, unless ``create`` is False. Errors: SpoolError."""
     keyring = None
     if settings.key_file is not None:
-        from spool.cipher import KeyFileError, Keyring  # its libraries are an extra
+        from spool.cipher import Keyring  # its libraries are an extra
 
         try:
             keyring = Keyring.read(settings.key_file)

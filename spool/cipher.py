@@ -10,22 +10,17 @@ Associated data: the segment's uuid (16 bytes) and the record's offset (u64), so
 place does not open there. The origin of a moved record is part of its payload. Not encrypted: sizes, times and
 numbers of events, seals.
 
-A *key file* holds ``ID:BASE64`` a line, 32 bytes each, and lines that begin with #. The first key writes, all of them
-read. What names a key in a file is 8 bytes of a MAC of it and its id: another key of the same id is noticed at once,
-and counts as a missing one, not as damage.
+What names a key in a file is 8 bytes of a MAC of it and its id: another key of the same id is noticed at once, and
+counts as a missing one, not as damage.
 
 Why each segment has a key of its own (HMAC-SHA256 of the key, the word "segment" and the uuid): random nonces are safe
 for 2^32 messages of one key, which a busy collector writes in days; a segment never holds so many.
 Why random nonces: what was written at an offset and cut off again is written there a second time.
 """
 
-import base64
-import binascii
 import hashlib
 import hmac
 import os
-import re
-import stat
 import struct
 from collections.abc import Sequence
 from functools import cached_property
@@ -36,22 +31,15 @@ import zstandard
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from spool.key_file import read_keys
 from spool.key_name import CHECK_BYTES, KeyMissing, key_id
 from spool.record import COMPRESSED, ENCRYPTED, PAYLOAD_MAX_BYTES
-
-KEY_BYTES: Final = 32
-KEY_ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 _NONCE_BYTES: Final = 12
 _TAG_BYTES: Final = 16
 _COMPRESS_MIN_BYTES: Final = 256
 _PLAIN_MAX_BYTES: Final = 2 * PAYLOAD_MAX_BYTES  # a moved record is larger than the largest payload by its origin
-_FOREIGN_MODES: Final = 0o137
 _PLACE: Final = struct.Struct("<16sQ")
-
-
-class KeyFileError(Exception):
-    """The key file cannot be used; the text says where and why, and shows nothing of the keys."""
 
 
 class Key:
@@ -129,7 +117,7 @@ class Keyring:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Errors: KeyFileError."""
-        return cls([Key(name, secret) for name, secret in read_keys(path)])
+        return cls([Key(name, secret) for name, secret in read_keys(path).items()])
 
     def candidates(self, name: bytes) -> list[Key]:
         """The key of that name, or all of them where the name was lost. Errors: KeyMissing."""
@@ -139,40 +127,6 @@ class Keyring:
         if not found:
             raise KeyMissing(name, another=any(key.id == key_id(name) for key in self.keys))
         return found
-
-
-def read_keys(path: Path) -> list[tuple[str, bytes]]:
-    """The ids and keys of a key file, in its order. Errors: KeyFileError."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise KeyFileError(f"{path}: is no regular file")
-            if status.st_mode & _FOREIGN_MODES:
-                raise KeyFileError(
-                    f"{path}: mode {stat.S_IMODE(status.st_mode):04o}, others could read it or change it: chmod 0600"
-                )
-            text = file.read().decode("ascii", "replace")
-    except OSError as exc:
-        raise KeyFileError(f"{path}: {exc.strerror}") from exc
-    found: dict[str, bytes] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        name, _, encoded = line.strip().partition(":")
-        try:
-            secret = base64.b64decode(encoded, validate=True)
-        except binascii.Error:
-            secret = b""
-        if not KEY_ID.fullmatch(name) or len(secret) != KEY_BYTES:
-            raise KeyFileError(f"{path}, line {number}: expected ID:BASE64 of {KEY_BYTES} bytes")
-        if name in found:
-            raise KeyFileError(f"{path}, line {number}: the id {name} is there twice")
-        found[name] = secret
-    if not found:
-        raise KeyFileError(f"{path}: holds no key; make one with: collector spool key new FILE")
-    return list(found.items())
 
 
 def _no_key() -> Key:

@@ -93,7 +93,7 @@ def ids_in(segment: Path) -> list[str]:
     with SegmentReader(segment) as reader:
         return [
             f"{record.uuid.hex()}-{record.offset:x}-{index:x}"
-            for record in reader.records()
+            for record in reader.scan()
             if isinstance(record, Record)
             for index in range(record.event_count)
         ]
@@ -122,7 +122,7 @@ class Bench:
 
     def start(self) -> Lane:
         """A lane as a process that has just started makes it; what the one before knew is gone."""
-        status = StatusFile(self.queue)
+        status = StatusFile(self.queue, keyring=self.directory.keyring)
         status.put("ok")
         self.lane = Lane(
             self.directory,
