@@ -27,6 +27,7 @@ NOBODY_IMPORTS = {"scripts", "tests"}
 KNOWN_TO = {
     "bson": ["forwarders/bson_document.py", "forwarders/mongodb.py"],
     "click": ["collector/cli*.py"],
+    "cryptography": ["spool/cipher.py"],
     "falcon": ["collector/app.py", "collector/resources/*.py"],
     "gunicorn": ["collector/http_server.py", "collector/worker.py"],
     "httptools": ["collector/http_parser.py"],
@@ -39,7 +40,7 @@ KNOWN_TO = {
     "rich": ["collector/cli_output.py"],
     "urllib3": ["forwarders/influx_endpoint.py"],
     "uvloop": ["collector/worker.py"],
-    "zstandard": ["formats/content_encoding.py", "forwarders/archive.py"],
+    "zstandard": ["formats/content_encoding.py", "forwarders/archive.py", "spool/cipher.py"],
 }
 
 #: Library → the one that it is installed with.
