@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from collector.event_settings import check_privacy
+from collector.tables import Finding
 from spool.key_file import KeyFileError, read_keys
 
 if TYPE_CHECKING:
     from collector.settings import Settings
-
-#: (table, key, the value that is wrong, why)
-Finding = tuple[tuple[str, ...], str, object, str]
 
 
 def cross_check(settings: "Settings") -> Iterator[Finding]:
@@ -34,6 +33,10 @@ def cross_check(settings: "Settings") -> Iterator[Finding]:
         yield ("scribe",), "allow", [], "the listener knows no credentials: name the networks that may use it"
     yield from _not_in_this_version(settings)
     yield from _files(settings)
+    yield from check_privacy(("privacy",), settings.privacy)
+    for name, event in settings.events.items():
+        if event.privacy is not None:
+            yield from check_privacy(("events", name, "privacy"), event.privacy)
     for forwarder in settings.forwarders:
         if not forwarder.flush.names:
             yield ("forwarders", forwarder.name), "names", [], 'expected at least one pattern, such as "*"'

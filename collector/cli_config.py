@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,9 @@ def shown(settings: "Settings") -> dict[str, Any]:
     """The settings as JSON values, nested as their tables are, without secrets."""
     document: dict[str, Any] = {}
     for (*outer, last), table in _tables(settings):
-        parent = document.setdefault(outer[0], {}) if outer else document
+        parent = document
+        for each in outer:
+            parent = parent.setdefault(each, {})
         parent[last] = table
     return document
 
@@ -98,7 +101,10 @@ def _tables(settings: "Settings") -> list[tuple[tuple[str, ...], dict[str, Any]]
     tables: list[tuple[tuple[str, ...], dict[str, Any]]] = [
         ((name,), _values(getattr(settings, name))) for name in SECTIONS
     ]
-    tables += [(("events", name), _values(each)) for name, each in settings.events.items()]
+    for name, each in settings.events.items():
+        tables.append((("events", name), _values(each, without=("privacy",))))
+        if each.privacy is not None:
+            tables.append((("events", name, "privacy"), _values(each.privacy)))
     tables += [
         (("forwarders", each.name), {"type": each.type, **_values(each.flush), **_values(each.own)})
         for each in settings.forwarders
@@ -106,14 +112,14 @@ def _tables(settings: "Settings") -> list[tuple[tuple[str, ...], dict[str, Any]]
     return tables
 
 
-def _values(table: Any) -> dict[str, Any]:
+def _values(table: Any, without: Container[str] = ()) -> dict[str, Any]:
     """A settings dataclass as values that TOML and JSON have, without secrets."""
     import msgspec
 
     from collector.tables import is_secret
 
-    values = {each.name: getattr(table, each.name) for each in dataclasses.fields(table)}
-    hidden = {each.name: "***" for each in dataclasses.fields(table) if is_secret(each) and values[each.name]}
+    values = {each.name: getattr(table, each.name) for each in dataclasses.fields(table) if each.name not in without}
+    hidden = {each.name: "***" for each in dataclasses.fields(table) if is_secret(each) and values.get(each.name)}
     plain: dict[str, Any] = _redacted(msgspec.to_builtins({**values, **hidden}, enc_hook=str))  # a Path as its text
     return plain
 

@@ -1,4 +1,4 @@
-"""Put the way in together: counters, writer, gate, filters, one intake. Every process with a door does it here."""
+"""Put the way in together: counters, writer, gate, rules, one intake. Every process with a door does it here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +8,8 @@ from collector.filters import Filters
 from collector.gate import Gate, watermark
 from collector.intake import Intake
 from collector.metrics import Counters
+from collector.privacy import Privacy
+from collector.rules import Rules
 from collector.settings import Settings
 from collector.spool_door import open_spool
 from spool.directory import SpoolDirectory
@@ -41,5 +43,6 @@ def open_entrance(settings: Settings, counters_in: Callable[[Path], Counters] = 
     )
     marks = watermark(directory, settings.spool)
     gate = Gate(Switch.collection(directory), marks)
-    intake = Intake(writer, gate, Filters(settings.filters), settings.durability, counters)
+    rules = Rules(Filters(settings.filters), Privacy(settings.privacy, settings.events))
+    intake = Intake(writer, gate, rules, settings.durability, counters)
     return Entrance(directory, counters, marks, intake)

@@ -1,6 +1,6 @@
-"""The one way in: events → filter, stamp, encode → one spool record → commit.
+"""The one way in: events → rules, stamp, encode → one spool record → commit.
 
-Every door hands its events to `Intake.accept`. What is left after the filters becomes one record, so a
+Every door hands its events to `Intake.accept`. What the rules leave of them becomes one record, so a
 request is stored whole or not at all. The record is then either *held*, when the server asked to commit
 for all requests of an event-loop tick at once (``environ["collector.held"]``), or committed here and now.
 Nothing is counted as accepted, and no reply says 202, before its commit has returned.
@@ -11,10 +11,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from collector.filters import Filters
 from collector.gate import Gate
 from collector.metrics import Counters
 from collector.receipt import Receipt
+from collector.rules import Rules
 from collector.settings import DurabilitySettings
 from formats.envelope import encode_envelope
 from formats.event import Decoded
@@ -62,13 +62,13 @@ class Intake:
         self,
         writer: SpoolWriter,
         gate: Gate,
-        filters: Filters,
+        rules: Rules,
         durability: DurabilitySettings,
         counters: Counters,
     ) -> None:
         self.writer = writer
         self._gate = gate
-        self._filters = filters
+        self._rules = rules
         self._durability = {
             "get_v1": durability.pixel,
             "get_v2": durability.pixel,
@@ -118,14 +118,12 @@ class Intake:
         Returns what became of each of them; those that could not be read are counted as failed. When it returns and
         no event was accepted, nothing is stored. ``path`` is the door's, for counting.
         """
-        rejected = decoded.failed
-        events = self._filters.keep(decoded.events, sender)
-        filtered = len(decoded.events) - len(events)
-        receipt = Receipt(len(events), filtered, rejected, decoded.failures)
+        events, received_ms, receipt = self._rules.judge(decoded, sender)
+        filtered, rejected = receipt.filtered, receipt.failed
         if not events:
             self._counters.count_events(source, 0, filtered, rejected)
             return receipt
-        payload = encode_envelope(source, sender.received_ms, events)
+        payload = encode_envelope(source, received_ms, events)
         if len(payload) > PAYLOAD_MAX_BYTES or len(events) > EVENTS_MAX:
             raise TooMuch(f"{len(events)} events of {len(payload)} bytes are too much for one request")
         durability = self._durability.get(source, self._post_durability)

@@ -96,6 +96,7 @@ def sender_reader(trusted_proxies: Sequence[str]) -> SenderReader:
             get("HTTP_REFERER", ""),
             get("HTTP_USER_AGENT", ""),
             client_ip(get("REMOTE_ADDR", ""), get("HTTP_X_FORWARDED_FOR", "")),
+            get("HTTP_DNT") == "1" or get("HTTP_SEC_GPC") == "1",
         )
 
     return sender_of

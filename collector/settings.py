@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from collector.checks import cross_check
+from collector.event_settings import EventSettings, PrivacySettings, read_event
 from collector.tables import Reader, Value, has_password, toml_key, toml_value
 from collector.tables import SettingsError as SettingsError  # callers of load() need it
 from forwarders.flush_settings import FlushSettings
@@ -162,13 +163,6 @@ class BrowserSettings:
 
 
 @dataclass(frozen=True)
-class EventSettings:
-    """``[events.NAME]``: names for the fields of Thrift-like events; the first is field 1."""
-
-    fields: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class ForwarderSettings:
     """``[forwarders.NAME]``: the keys every forwarder has (``flush``) and those of its type (``own``)."""
 
@@ -190,6 +184,7 @@ class Settings:
     filters: FilterSettings = FilterSettings()
     admin: AdminSettings = AdminSettings()
     browser: BrowserSettings = field(default_factory=BrowserSettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
     log: LogSettings = LogSettings()
     events: Mapping[str, EventSettings] = field(default_factory=dict)
     forwarders: tuple[ForwarderSettings, ...] = ()
@@ -199,6 +194,7 @@ class Settings:
 SECTIONS: dict[str, type] = {
     "http": HttpSettings, "spool": SpoolSettings, "durability": DurabilitySettings, "scribe": ScribeSettings,
     "auth": AuthSettings, "filters": FilterSettings, "admin": AdminSettings, "browser": BrowserSettings,
+    "privacy": PrivacySettings,
     "log": LogSettings,
 }  # fmt: skip
 
@@ -216,14 +212,13 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     sections: dict[str, Any] = {}
     events: dict[str, EventSettings] = {}
     forwarders: list[ForwarderSettings] = []
-    for name, table in tables.items():
+    for name, table in sorted(tables.items(), key=lambda each: each[0] != ("privacy",)):  # others stand on it
         match name:
             case (str(section),) if section in SECTIONS:
                 reader.unknown(section, table, SECTIONS[section])
                 sections[section] = reader.table(SECTIONS[section], section, table, {})
             case ("events", event):
-                reader.unknown(f"events.{toml_key(event)}", table, EventSettings)
-                events[event] = reader.table(EventSettings, f"events.{toml_key(event)}", table, {})  # type: ignore[assignment]
+                events[event] = read_event(reader, event, table, sections.get("privacy"))  # type: ignore[assignment]
             case ("forwarders", forwarder):
                 forwarders.append(_forwarder(reader, forwarder, table))  # type: ignore[arg-type]
             case _:

@@ -24,6 +24,10 @@ _SECRET_KEY = re.compile(r"(^|_)(password|passwd|secret|token|api_key|access_key
 _UNITS = {"bytes": "bytes", "s": "seconds", "ms": "milliseconds", "per_s": "a second"}
 
 
+#: What no type can say: (table, key, the value that is wrong, why).
+Finding = tuple[tuple[str, ...], str, object, str]
+
+
 class SettingsError(Exception):
     """The settings cannot be used. ``errors`` has one sentence for each thing that is wrong."""
 

@@ -51,7 +51,7 @@ class EventJson:
     """
 
     def __init__(self, field_names: Mapping[str, Sequence[str]]) -> None:
-        self._keys = {event_name: _NUMBERS | _usable(names) for event_name, names in field_names.items()}
+        self._keys = {event_name: _NUMBERS | usable_names(names) for event_name, names in field_names.items()}
 
     def line(self, event: Event) -> bytes:
         """One JSON object, without a line break in it or after it."""
@@ -99,7 +99,7 @@ class EventJson:
             return cast(dict[str, Any], json.loads(payload, parse_int=_integer))
 
 
-def _usable(names: Sequence[str]) -> dict[int, str]:
+def usable_names(names: Sequence[str]) -> dict[int, str]:
     """The names by field number, without those that would not tell two fields apart."""
     keys: dict[int, str] = {}
     for number, name in enumerate(names, 1):

@@ -51,13 +51,14 @@ class Sender(msgspec.Struct, frozen=True):
     """Who sent a request, as far as its headers tell; a missing text is "".
 
     ``referer`` and ``user_agent`` are header texts as WSGI gives them; ``client_ip`` is an address
-    as text; ``received_ms`` is milliseconds since 1970, UTC.
+    as text; ``received_ms`` is milliseconds since 1970, UTC. ``opted_out``: it asks not to be tracked.
     """
 
     received_ms: int
     referer: str = ""
     user_agent: str = ""
     client_ip: str = ""
+    opted_out: bool = False
 
 
 def parse_pixel(query: str, *, base64: bool, sender: Sender) -> Event:

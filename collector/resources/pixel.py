@@ -34,11 +34,13 @@ class PixelResource:
             self._intake.reject(self._source, 1)
             raise malformed("the event in v= cannot be read", [exc], 1) from exc
         try:
-            self._intake.accept(
+            receipt = self._intake.accept(
                 self._source, Decoded([event]), sender, path=req.path, held=req.env.get("collector.held")
             )
         except Unavailable as exc:
             raise unavailable(str(exc)) from exc
+        if not receipt.taken:
+            raise malformed("the event cannot be accepted", receipt.failures, receipt.failed)
         resp.status = falcon.HTTP_202
         resp.data = PIXEL
         resp.content_type = "image/gif"
