@@ -165,7 +165,7 @@ class _Reader:
         payload = bytes(envelope.payload)
         if payload[0] != _OBJECT_BEGINS:
             raise FormatError(_NO_OBJECT)
-        if not _is_shallow(payload):
+        if not is_shallow(payload):
             raise FormatError(_TOO_DEEP)
         if not self.dated:
             return Event(name, defaults.time_ms, defaults.granularity, _JSON, payload)
@@ -262,7 +262,7 @@ def _broken(element: bytes, error: msgspec.DecodeError) -> FormatError:
     return JsonSyntaxError(str(error))
 
 
-def _is_shallow(payload: bytes) -> bool:
+def is_shallow(payload: bytes) -> bool:
     """Whether a payload, known to be JSON, is nested at most DEPTH_MAX levels."""
     size = len(payload)
     if size + 3 * payload.count(b"[") <= _SHALLOW_BYTES:

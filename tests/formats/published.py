@@ -24,6 +24,11 @@ def cases(*groups: str) -> list[dict[str, Any]]:
     ]
 
 
+def scribe_cases() -> list[dict[str, Any]]:
+    """The calls of Log."""
+    return [case for case in _CASES if case["group"] == "scribe"]
+
+
 def hostile(*content_types: str) -> list[dict[str, Any]]:
     """The hostile bodies of these content types that come without a Content-Encoding."""
     return [each for each in _HOSTILE if each["content_type"] in content_types and "content_encoding" not in each]
