@@ -49,6 +49,7 @@ class Child:
     """One program and its process.
 
     Owner: the supervisor, which alone waits for processes and says so by `ended`.
+    ``wanted``: False: it is to end, and not to be started again.
     ``start_at``, ``kill_at``: monotonic seconds; when it is to be started, or killed if it still runs.
     """
 
@@ -58,6 +59,7 @@ class Child:
         self.start_at: float | None = 0.0
         self.kill_at: float | None = None
         self.may_end = False
+        self.wanted = True
         self._environ = environ
         self._patience = patience
         self._mask = mask
@@ -87,7 +89,7 @@ class Child:
         self.process = self.kill_at = None
         if self.may_end:
             log.info("stopped", extra={"child": self.program.name, "status": self._describe(code)})
-            self.start_at = now
+            self.start_at = now if self.wanted else None
         else:
             self._again(now, self._describe(code))
 

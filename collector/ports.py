@@ -121,9 +121,9 @@ def _address(bind: str, *, local: bool) -> tuple[socket.AddressFamily, str | tup
 
 def _advice(bind: str, reason: OSError) -> str:
     if reason.errno == errno.EADDRINUSE:
-        return "another process listens there; stop it, or choose another http.bind"
+        return "another process listens there; stop it, or choose another address"
     if reason.errno == errno.EADDRNOTAVAIL:
-        return "this machine has no such address; choose another http.bind"
+        return "this machine has no such address; choose another address"
     if reason.errno == errno.EACCES and not bind.startswith("unix:"):
         return f"{reason.strerror}; ports below 1024 need the right to bind them (CAP_NET_BIND_SERVICE)"
     return reason.strerror or str(reason)

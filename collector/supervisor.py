@@ -1,12 +1,12 @@
-"""`collector serve`: the HTTP workers and the flusher as children of one small process.
+"""`collector serve`: HTTP workers, listeners and the flusher as children of one small process.
 
 A child that dies is started again, after 0.5 s at first and up to 30 s when it keeps dying. The supervisor
 touches no event and no open segment, so it has nothing to lose: killed with -9 it takes its children along
 (parent.py), and what they had answered is in the spool.
 
     signal         what happens
-    SIGTERM, INT   HTTP first: it answers what it has; then the flusher; within the time-out all are gone
-    SIGHUP         settings are read again; sound ones reach HTTP by its own SIGHUP, the flusher by a restart
+    SIGTERM, INT   the doors first: they answer what they have; then the flusher; within the time-out all are gone
+    SIGHUP         settings are read again; sound ones reach HTTP by its own SIGHUP, the others by a restart
     SIGCHLD        a child ended
 
 Why no threads: children are forked, and ask for their parent's death signal between fork and exec.
@@ -44,7 +44,8 @@ class Supervisor:
 
     Owner: the main thread of a process without other threads; it waits for every child of that process.
     ``is_ready`` is asked until it says yes once; then ``on_ready`` is called.
-    ``may_reload`` is asked at SIGHUP; False leaves everything as it is.
+    ``reread`` is asked at SIGHUP for the programs that are wanted from now on; None leaves everything as it is.
+    The last program is stopped last.
     """
 
     def __init__(
@@ -54,14 +55,14 @@ class Supervisor:
         environ: Mapping[str, str],
         is_ready: Callable[[], bool],
         on_ready: Callable[[], None],
-        may_reload: Callable[[], bool],
+        reread: Callable[[], Sequence[Program] | None],
         patience: Patience = PATIENCE,
     ) -> None:
         self._programs = programs
         self._environ = environ
         self._is_ready = is_ready
         self._on_ready = on_ready
-        self._may_reload = may_reload
+        self._reread = reread
         self._patience = patience
         self._children: list[Child] = []
         self._ready = False
@@ -74,8 +75,8 @@ class Supervisor:
         try:
             self._children = [Child(program, self._environ, self._patience, before) for program in self._programs]
             while (number := self._turn()) not in (signal.SIGTERM, signal.SIGINT):
-                if number == signal.SIGHUP and self._may_reload():
-                    self._reload()
+                if number == signal.SIGHUP and (wanted := self._reread()) is not None:
+                    self._reload(wanted, before)
             log.info("stopping", extra={"received": signal.Signals(number).name})
         finally:
             self._stop()
@@ -123,24 +124,33 @@ class Supervisor:
                 if child.process is not None and child.process.pid == pid:
                     child.process.returncode = os.waitstatus_to_exitcode(status)
                     child.ended(child.process.returncode, time.monotonic())
+            self._children = [child for child in self._children if child.wanted or child.process is not None]
 
-    def _reload(self) -> None:
+    def _reload(self, wanted: Sequence[Program], mask: set[int]) -> None:
         log.info("reloading")
+        names = {program.name for program in wanted}
+        running = {child.program.name for child in self._children if child.wanted}
         for child in self._children:
-            if child.program.reload is not None:
+            child.wanted = child.wanted and child.program.name in names
+            if child.program.reload is not None and child.wanted:
                 child.send(child.program.reload)
             elif child.process is not None:
                 child.stop(time.monotonic() + self._patience.stop_s)
+            elif not child.wanted:
+                child.start_at = None
+        new = [program for program in wanted if program.name not in running]
+        self._children[-1:-1] = [Child(program, self._environ, self._patience, mask) for program in new]
 
     def _stop(self) -> None:
-        """Stop the children, the first one first; whatever is left at the time-out is killed."""
+        """Stop all children but the last, then that one; whatever is left at the time-out is killed."""
         systemd.notify("STOPPING=1")
         end = time.monotonic() + self._patience.stop_s
         for child in self._children:
             child.may_end = True
-        for child in self._children:
-            child.stop()
-            self._await([child], end if child is self._children[-1] else end - self._patience.keep_s)
+        for some, until in ((self._children[:-1], end - self._patience.keep_s), (self._children[-1:], end)):
+            for child in some:
+                child.stop()
+            self._await(some, until)
         for child in self._children:
             if child.process is not None:
                 log.warning("did not stop in time and is killed", extra={"child": child.program.name})
@@ -154,13 +164,18 @@ class Supervisor:
             self._reap()
 
 
-def programs() -> list[Program]:
-    """What `collector serve` runs, in the order in which it is stopped."""
+def programs(settings: Settings) -> list[Program]:
+    """What `collector serve` runs with these settings; the last is stopped last."""
     python = [sys.executable, "-m"]
     bad_settings = "its settings will not do, as it says above; mend them and send SIGHUP to this process"
     return [
         Program(
             "http", [*python, "collector.http_server"], reload=signal.SIGHUP, meanings={BAD_SETTINGS: bad_settings}
+        ),
+        *(
+            [Program("listen", [*python, "collector", "listen"], meanings={BAD_SETTINGS: bad_settings})]
+            if settings.scribe.enabled
+            else []
         ),
         Program(
             "flusher",
@@ -177,7 +192,7 @@ def serve(settings: Settings, config_path: Path | None) -> int:
     """Run the collector until it is told to stop; returns the exit code."""
     try:
         open_spool(settings.spool)
-        for bind in settings.http.binds:
+        for bind in settings.http.binds + ([settings.scribe.bind] if settings.scribe.enabled else []):
             ports.check(bind)
     except (SpoolError, ports.CannotListen) as exc:
         print(f"collector serve: {exc}", file=sys.stderr)
@@ -187,25 +202,24 @@ def serve(settings: Settings, config_path: Path | None) -> int:
         environ["COLLECTOR_CONFIG"] = str(config_path)
     bind = settings.http.binds[0]
     Supervisor(
-        programs(),
+        programs(settings),
         environ=environ,
         is_ready=lambda: ports.speaks_http(bind, tls=bool(settings.http.certfile)),
         on_ready=lambda: print(_welcome(settings), flush=True),
-        may_reload=lambda: _sound(config_path),
+        reread=lambda: _reread(config_path),
         patience=Patience(stop_s=settings.http.graceful_timeout_s + STOP_MARGIN_S),
     ).run()
     return 0
 
 
-def _sound(config_path: Path | None) -> bool:
-    """Whether the settings, read again, will do; says what is wrong with them."""
+def _reread(config_path: Path | None) -> list[Program] | None:
+    """What is to run with the settings as they are now; None when they will not do, which is said."""
     try:
-        load(config_path, os.environ)
+        return programs(load(config_path, os.environ))
     except SettingsError as exc:
         for error in exc.errors:
             log.error("settings not reloaded", extra={"reason": error})
-        return False
-    return True
+        return None
 
 
 def _welcome(settings: Settings) -> str:
@@ -215,6 +229,8 @@ def _welcome(settings: Settings) -> str:
     goals = [
         f"{each.name} ({each.own.path})" if hasattr(each.own, "path") else each.name for each in settings.forwarders
     ]
+    if settings.scribe.enabled:
+        urls.append(f"{settings.scribe.bind} (Scribe)")
     door = urls[0]
     if door.startswith("unix:"):
         door = f"--unix-socket {door.removeprefix('unix:')} http://localhost"

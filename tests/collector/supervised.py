@@ -1,6 +1,7 @@
 """Run a supervisor over small Python programs, in a process of its own, for test_supervisor.py.
 
-``python supervised.py SPEC``: SPEC is JSON with "programs" (name, source, reload), "patience" and "may_reload".
+``python supervised.py SPEC``: SPEC is JSON with "programs" (name, source, reload), "patience", "may_reload", and
+the names of the programs "at_first" and "after_reload" (all of them).
 Each source runs with ``say(text)``, which appends a line ``NAME text`` to the file $SAID.
 """
 
@@ -37,12 +38,17 @@ def main() -> None:
         )
         for name, source, reload in spec["programs"]
     ]
+    names = [each.name for each in programs]
     Supervisor(
-        programs,
+        [each for each in programs if each.name in spec.get("at_first", names)],
         environ={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
         is_ready=lambda: os.path.exists(os.environ["SAID"]),
         on_ready=lambda: print("ready", flush=True),
-        may_reload=lambda: spec.get("may_reload", True),
+        reread=lambda: (
+            [each for each in programs if each.name in spec.get("after_reload", names)]
+            if spec.get("may_reload", True)
+            else None
+        ),
         patience=Patience(**{"first_s": 0.05, "last_s": 0.1, "look_s": 0.02} | spec.get("patience", {})),
     ).run()
 

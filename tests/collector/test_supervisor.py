@@ -224,6 +224,24 @@ def test_a_reload_of_settings_that_will_not_do_changes_nothing(start: Start) -> 
     assert Counter(line.split()[1] for line in run.said()) == {"runs": 2, "ends": 2}
 
 
+def test_a_reload_starts_what_is_wanted_now_and_stops_what_is_not(start: Start) -> None:
+    run = start(
+        *((name, STEADY, None) for name in ("http", "listen", "udp", "flusher")),
+        at_first=["http", "udp", "flusher"],
+        after_reload=["http", "listen", "flusher"],
+    )
+    gone = run.wait_for("udp")
+
+    run.process.send_signal(signal.SIGHUP)
+    run.wait_for("listen")
+    run.wait_for("flusher", starts=2)
+    until(lambda: is_gone(gone), "what is not wanted has ended")
+
+    assert run.stop() == 0
+    assert len(run.pids("udp")) == 1
+    assert run.said()[-1] == "flusher ends"
+
+
 def test_systemd_is_told_of_readiness_life_and_the_end(start: Start, tmp_path: Path) -> None:
     source = "say(os.environ.get('NOTIFY_SOCKET'))" + STEADY
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
