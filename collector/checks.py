@@ -44,8 +44,6 @@ def cross_check(settings: "Settings") -> Iterator[Finding]:
 
 def _not_in_this_version(settings: "Settings") -> Iterator[Finding]:
     """Names that are settled and do nothing yet: whoever counts on one must hear of it."""
-    if settings.scribe.enabled:
-        yield ("scribe",), "enabled", True, "this version has no Scribe listener"
     if settings.admin.bind:
         yield ("admin",), "bind", settings.admin.bind, "this version takes commands on the command line only"
 

@@ -34,7 +34,7 @@ def cli(config: Path | None) -> None:
 @cli.command()
 @settings_option
 def serve(settings: "Settings") -> None:
-    """Run the collector: HTTP workers and the flusher, until SIGTERM."""
+    """Run the collector: HTTP workers, the flusher and the Scribe listener if enabled, until SIGTERM."""
     from collector import logs, supervisor
 
     logs.setup(settings.log)
@@ -59,6 +59,17 @@ def flush(settings: "Settings", once: bool) -> None:
         sys.exit(EXIT_LOCKED)
     click.echo("all is delivered" if delivered else "not all is delivered: see collector status")
     sys.exit(0 if delivered else 1)
+
+
+@cli.command()
+@settings_option
+def listen(settings: "Settings") -> None:
+    """Run the Scribe listener alone, until SIGTERM."""
+    from collector import listen as listener
+    from collector import logs
+
+    logs.setup(settings.log)
+    sys.exit(listener.run(settings))
 
 
 @cli.command()

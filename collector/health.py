@@ -35,11 +35,14 @@ class Health:
         self._directory = directory
         self._watermark = watermark
         self._forwarders = settings.forwarders
+        self._scribe = settings.scribe
 
     def report(self, location: str) -> dict[str, Any]:
         """The report as JSON values. ``location`` is the address it was asked for under."""
         totals = read_all(self._directory.metrics)
         items = [self._writer(totals)]
+        if self._scribe.enabled:
+            items.append(self._scribe_listener(totals))
         items += [self._forwarder(each, totals) for each in self._forwarders]
         if not self._forwarders:
             items.append(_item("ForwarderHealthCheck", "WARN", "no forwarder is configured: events stay in the spool"))
@@ -83,6 +86,25 @@ class Health:
             states = ", ".join(f"{number} ({state})" for number, state in broken.items())
             message += f", workers that cannot write: {states}"
         return _item("WriterHealthCheck", "ERROR" if not figures["running"] else "OK", message, figures)
+
+    def _scribe_listener(self, totals: Totals) -> Item:
+        counted = totals.http
+        listeners = [each for each in totals.live if each.kind == "listen"]
+        broken = any(each.values.get("writer_state") for each in listeners)
+        figures: dict[str, Any] = {
+            "address": self._scribe.bind,
+            "running": bool(listeners),
+            "connections": sum(each.values.get("connections", 0) for each in listeners),
+            **{outcome: counted[f"events_total/scribe/{outcome}"] for outcome in OUTCOMES},
+            "triedLater": counted["answers_total/scribe/503"],
+            "refusedConnections": counted["refused_connections_total"],
+        }
+        message = f"running: {_word(figures['running'])}, " + ", ".join(
+            f"{each}: {figures[each]}" for each in ("connections", *OUTCOMES, "triedLater", "refusedConnections")
+        )
+        if broken:
+            message += ", the spool cannot be written"
+        return _item("ScribeHealthCheck", "OK" if listeners and not broken else "ERROR", message, figures)
 
     def _forwarder(self, settings: ForwarderSettings, totals: Totals) -> Item:
         counted = totals.forwarders.get(settings.name, {})

@@ -32,6 +32,7 @@ DOORS = {
     "/metrics": "health",
     "/collector.js": "script",
     "/demo": "script",
+    "scribe": "scribe",
 }
 STATUSES = (
     "200", "202", "204", "304", "400", "401", "403", "404", "405",
@@ -73,9 +74,11 @@ HTTP = (
         (("source", SOURCES), ("outcome", OUTCOMES)),
     ),
     Metric(
-        "answers_total", "counter", "Answers by group of addresses and by status.",
+        "answers_total", "counter",
+        "Answers by group of addresses and by status; of Scribe OK as 202, TRY_LATER as 503, an exception as 400.",
         (("door", (*sorted(set(DOORS.values())), "other")), ("status", (*STATUSES, "other"))),
     ),
+    Metric("refused_connections_total", "counter", "Connections of Scribe clients that were hung up on."),
     Metric("body_bytes_total", "counter", "Bytes of request bodies read, as they came."),
     Metric("spool_appends_total", "counter", "Records (requests with events) appended to the spool."),
     Metric("spool_in_bytes_total", "counter", "Bytes of encoded events appended to the spool, without frames."),

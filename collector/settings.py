@@ -115,6 +115,11 @@ class ScribeSettings:
     enabled: bool = False
     bind: str = "127.0.0.1:7911"
     allow: list[str] = field(default_factory=list)
+    max_frame_bytes: Annotated[int, Meta(ge=1024, le=16 * 1024 * 1024)] = 16 * 1024 * 1024  # a record holds 32 MiB
+    max_buffered_bytes: Positive = 256 * 1024 * 1024
+    max_connections: Positive = 4096
+    frame_timeout_s: Seconds = 30.0
+    idle_timeout_s: Seconds = 600.0  # longer than the 4 minutes after which the original client reconnects
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ class _Reader:
         payloads = [bytes(envelope.payload) for envelope in envelopes]
         if dated is None and {payload[0] for payload in payloads} != {_OBJECT_BEGINS}:
             raise FormatError(_NO_OBJECT)
-        if not all(map(_is_shallow, [each for each in payloads if len(each) + 3 * each.count(b"[") > _SHALLOW_BYTES])):
+        if not all(map(is_shallow, [each for each in payloads if len(each) + 3 * each.count(b"[") > _SHALLOW_BYTES])):
             raise FormatError(_TOO_DEEP)
         if dated is None:
             return [

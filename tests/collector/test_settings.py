@@ -164,7 +164,6 @@ def test_every_error_is_listed_with_its_file_and_path(tmp_path: Path) -> None:
             'scribe = {enabled = true, bind = "0.0.0.0:7911"}',
             "scribe.allow = []: the listener knows no credentials: name the networks that may use it",
         ),
-        ("scribe.enabled = true", "scribe.enabled = true: this version has no Scribe listener"),
         ("forwarders.archive.names = []", 'forwarders.archive.names = []: expected at least one pattern, such as "*"'),
         (
             'forwarders.files.path = "x"',
