@@ -18,11 +18,13 @@ from collector.intake import Held, Intake
 from collector.keys import Guard, KeyRefused, Keys, no_guard
 from collector.limits import Limits
 from collector.metrics import Counters
-from collector.problem import PROBLEM_TYPE, Headers, common_headers, problem
+from collector.pixel_rate import PixelRate
+from collector.problem import PROBLEM_TYPE, Cors, Headers, problem
 from collector.resources.answers import refused
 from collector.resources.events import EventsResource, beacon_format, event_format
 from collector.resources.health import HealthcheckResource, LivenessResource, MetricsResource, ReadinessResource
 from collector.resources.pixel import PixelResource, PixelShortcut
+from collector.resources.robots import RobotsResource
 from collector.resources.script import DemoResource, ScriptResource
 from collector.sender import sender_reader
 from collector.settings import AuthSettings, Settings, load
@@ -41,6 +43,7 @@ class CollectorApp:
         routes: falcon.App[Any, Any],
         shortcuts: Mapping[str, PixelShortcut],
         guards: Mapping[str, Guard],
+        cors: Cors,
         intake: Intake,
         counters: Counters,
         settings: Settings,
@@ -48,6 +51,7 @@ class CollectorApp:
         self._routes = routes
         self._shortcuts = shortcuts
         self._guards = guards
+        self.common_headers = cors.headers
         self._intake = intake
         self._counters = counters
         http = settings.http
@@ -93,7 +97,7 @@ class CollectorApp:
     def unavailable(self, environ: Mapping[str, Any], reason: str) -> tuple[str, Headers, bytes]:
         """The 503 of a request whose records could not be committed."""
         self._counters.count_answer(environ.get("PATH_INFO", ""), "503")
-        headers = [("Content-Type", PROBLEM_TYPE), ("Retry-After", str(retry_after_s())), *common_headers(environ)]
+        headers = [("Content-Type", PROBLEM_TYPE), ("Retry-After", str(retry_after_s())), *self.common_headers(environ)]
         return falcon.HTTP_503, headers, problem(falcon.HTTP_503, reason)
 
     def refused(self, environ: Mapping[str, Any], status: str) -> None:
@@ -117,8 +121,9 @@ class CollectorApp:
 class _EveryAnswer:
     """Falcon middleware: 405 for methods Falcon never heard of; common headers and counters, on errors too."""
 
-    def __init__(self, counters: Counters) -> None:
+    def __init__(self, counters: Counters, cors: Cors) -> None:
         self._counters = counters
+        self._cors = cors
 
     def process_resource(self, req: falcon.Request, resp: falcon.Response, resource: object, params: object) -> None:
         if req.method not in falcon.COMBINED_METHODS:  # Falcon's answer is 400
@@ -127,7 +132,7 @@ class _EveryAnswer:
             )
 
     def process_response(self, req: falcon.Request, resp: falcon.Response, resource: object, succeeded: bool) -> None:
-        for name, value in common_headers(req.env):
+        for name, value in self._cors.headers(req.env):
             (resp.append_header if name == "Vary" else resp.set_header)(name, value)
         if not req.env.get("collector.held"):  # what is held is counted when it is known how it ends
             self._counters.count_answer(req.path, str(resp.status))
@@ -166,19 +171,22 @@ def create_app(settings: Settings | None = None) -> CollectorApp:
     Errors: SettingsError, SpoolError.
     """
     settings = settings or load(None, os.environ)
+    http = settings.http
     entrance = open_entrance(settings)
     directory, counters, intake = entrance.directory, entrance.counters, entrance.intake
-    sender_of = sender_reader(settings.http.trusted_proxies)
+    sender_of = sender_reader(http.trusted_proxies)
     health = Health(directory, entrance.watermark, settings)
-    limit = settings.http.max_body_bytes
+    limit = http.max_body_bytes
+    cors = Cors(http.cors_origins)
+    rate = PixelRate(http.pixel_rate_per_s, http.pixel_burst) if http.pixel_rate_per_s else None
     guards, read_guard = _guards(settings.auth)
 
-    routes: falcon.App[Any, Any] = falcon.App(middleware=[_EveryAnswer(counters)])
+    routes: falcon.App[Any, Any] = falcon.App(middleware=[_EveryAnswer(counters, cors)])
     routes.req_options.strip_url_path_trailing_slash = True
     routes.set_error_serializer(_problem_for)
     routes.add_error_handler(KeyRefused, _refuse_key)
-    routes.add_route("/1", PixelResource(intake, sender_of, base64=False))
-    routes.add_route("/2", PixelResource(intake, sender_of, base64=True))
+    routes.add_route("/1", PixelResource(intake, sender_of, rate, base64=False))
+    routes.add_route("/2", PixelResource(intake, sender_of, rate, base64=True))
     for path, format_of in ((EVENT, event_format), (BEACON, beacon_format)):
         guard = guards.get(path, no_guard)
         routes.add_route(path, EventsResource(intake, sender_of, guard, max_body_bytes=limit, format_of=format_of))
@@ -186,6 +194,7 @@ def create_app(settings: Settings | None = None) -> CollectorApp:
     routes.add_route("/healthcheck", HealthcheckResource(health, read_guard))
     routes.add_route("/livez", LivenessResource())
     routes.add_route("/readyz", ReadinessResource(intake))
+    routes.add_route("/robots.txt", RobotsResource())
     routes.add_route("/metrics", MetricsResource(directory, read_guard))
     shown = Names(settings.browser.events)
     fields = {name: each.fields for name, each in settings.events.items() if each.fields and shown.wants(name)}
@@ -193,7 +202,7 @@ def create_app(settings: Settings | None = None) -> CollectorApp:
     if settings.browser.demo:
         routes.add_route("/demo", DemoResource())
     shortcuts = {
-        "/1": PixelShortcut(intake, sender_of, base64=False),
-        "/2": PixelShortcut(intake, sender_of, base64=True),
+        "/1": PixelShortcut(intake, sender_of, rate, cors, base64=False),
+        "/2": PixelShortcut(intake, sender_of, rate, cors, base64=True),
     }
-    return CollectorApp(routes, shortcuts, guards, intake, counters, settings)
+    return CollectorApp(routes, shortcuts, guards, cors, intake, counters, settings)

@@ -15,6 +15,8 @@ from spool.key_file import KeyFileError, read_keys
 if TYPE_CHECKING:
     from collector.settings import Settings
 
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://(\*\.)?([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+
 
 def cross_check(settings: "Settings") -> Iterator[Finding]:
     """Everything that is wrong although each value has the right type."""
@@ -22,6 +24,12 @@ def cross_check(settings: "Settings") -> Iterator[Finding]:
         yield from _patterns(key, getattr(settings.filters, key))
     yield from _networks(("http",), "trusted_proxies", settings.http.trusted_proxies)
     yield from _networks(("scribe",), "allow", settings.scribe.allow)
+    for origin in settings.http.cors_origins:
+        if not _ORIGIN.fullmatch(origin):
+            wanted = (
+                'expected "*", or an origin in small letters such as "https://shop.example", "https://*.shop.example"'
+            )
+            yield ("http",), "cors_origins", origin, wanted
     if not settings.http.binds:
         yield ("http",), "bind", [], "expected at least one address"
     for bind in settings.http.binds:

@@ -36,7 +36,10 @@ DEFAULT_MAX_BODY_BYTES = 8 * 1024 * 1024
 
 
 class DeferringApp(Protocol):
-    """A WSGI application that leaves the commit to the worker. Without ``commit`` it is an ordinary one."""
+    """A WSGI application that leaves the commit to the worker. Without ``commit`` it is an ordinary one.
+
+    One that has ``common_headers(environ)`` is asked for the headers of the worker's own answers too.
+    """
 
     max_body_bytes: int
 

@@ -4,6 +4,7 @@ Source: RFC 9457 (problem documents), Fetch standard (CORS).
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,16 +25,30 @@ _ALWAYS = [
 ]
 
 
-def common_headers(environ: Environ) -> Headers:
+class Cors:
     """The headers of every answer, errors included; without them a script sees a network error, no status.
 
-    The origin is echoed, because Chromium drops JSON beacons on ``*``; credentials are allowed because
-    beacons always send them, and no cookie is ever read. A request without Origin needs none of that.
+    ``origins`` are those whose pages may read answers: ``https://shop.example``, ``https://*.shop.example`` for every
+    host below it, ``*`` for all. The origin is echoed, because Chromium drops JSON beacons on ``*``; credentials are
+    allowed because beacons always send them, and no cookie is ever read. A request without Origin needs none of that.
+
+    Pages of other origins are not kept from sending, only from reading answers and from what needs a preflight (JSON
+    by its own type, API keys): that is all that CORS does, it proves nobody's identity.
     """
-    origin = environ.get("HTTP_ORIGIN", "")
-    if origin and origin.isascii() and origin.isprintable():
-        return [*_ALWAYS, ("Access-Control-Allow-Origin", origin), ("Access-Control-Allow-Credentials", "true")]
-    return [*_ALWAYS, ("Access-Control-Allow-Origin", "*")]
+
+    def __init__(self, origins: Sequence[str] = ("*",)) -> None:
+        self._all = "*" in origins
+        patterns = [re.escape(origin).replace(r"\*", "[a-z0-9.-]+") for origin in origins]
+        self._pattern = re.compile("|".join(patterns) or "(?!)")
+
+    def headers(self, environ: Environ) -> Headers:
+        """What to put on the answer to this request."""
+        origin = environ.get("HTTP_ORIGIN", "")
+        if self._all and not (origin and origin.isascii() and origin.isprintable()):
+            return [*_ALWAYS, ("Access-Control-Allow-Origin", "*")]
+        if self._all or self._pattern.fullmatch(origin):
+            return [*_ALWAYS, ("Access-Control-Allow-Origin", origin), ("Access-Control-Allow-Credentials", "true")]
+        return [*_ALWAYS]
 
 
 def problem(status: str, detail: str, failures: Sequence[FormatError] = (), *, failed: int = 0) -> bytes:

@@ -20,7 +20,7 @@ from email.utils import formatdate
 from typing import Any
 
 from collector.environ import HTTP_10, Environ
-from collector.problem import PROBLEM_TYPE, common_headers, problem
+from collector.problem import PROBLEM_TYPE, Cors, problem
 from spool.watermark import retry_after_s
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ class Replies:
     def __init__(self, app: WsgiApp, end: Callable[[BaseException], object]) -> None:
         self._app = app
         self._end = end  # called with the SystemExit of the application: uvloop drops what a protocol raises
+        self._common: Callable[[Mapping[str, Any]], Headers] = getattr(app, "common_headers", Cors().headers)
         self._heads: dict[object, Head] = {}
         self._second = 0
         self.now(time.time())
@@ -166,7 +167,7 @@ class Replies:
 
         With CORS headers, or scripts would see a network error instead of the status.
         """
-        headers = [("Content-Type", PROBLEM_TYPE), *common_headers(environ)]
+        headers = [("Content-Type", PROBLEM_TYPE), *self._common(environ)]
         if status.startswith("503"):
             headers.append(("Retry-After", str(retry_after_s())))
         elif status.startswith("405"):

@@ -67,6 +67,9 @@ class HttpSettings:
     trusted_proxies: list[str] = field(
         default_factory=lambda: ["127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"]
     )
+    cors_origins: list[str] = field(default_factory=lambda: ["*"])
+    pixel_rate_per_s: Annotated[float, Meta(ge=0)] = 0.0  # 0: no limit
+    pixel_burst: Positive = 100
     header_timeout_s: Seconds = 10.0
     body_timeout_s: Seconds = 30.0
     body_min_bytes_per_s: Annotated[int, Meta(ge=0)] = 1024

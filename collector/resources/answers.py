@@ -1,5 +1,6 @@
 """The answers that several doors give: the pixel, preflights, the Warning header, refusals."""
 
+import math
 from collections.abc import Sequence
 
 import falcon
@@ -45,6 +46,11 @@ def malformed(
     """400, or 403: nothing of the request could be accepted."""
     headers = [("Content-Type", PROBLEM_TYPE), ("Warning", warning(0, failed, failures[0]))]
     return falcon.HTTPStatus(status, headers, problem(status, detail, failures, failed=failed).decode())
+
+
+def too_many(reason: str, wait_s: float) -> falcon.HTTPStatus:
+    """429: the client is over its rate for so long."""
+    return refused(falcon.HTTP_429, reason, [("Retry-After", str(math.ceil(wait_s)))])
 
 
 def unavailable(reason: str) -> falcon.HTTPStatus:

@@ -6,8 +6,9 @@ from typing import Any
 import falcon
 
 from collector.intake import Intake, Unavailable
-from collector.problem import Headers, common_headers
-from collector.resources.answers import NOT_CACHED, PIXEL, malformed, preflight_headers, unavailable
+from collector.pixel_rate import PixelRate
+from collector.problem import Cors, Headers
+from collector.resources.answers import NOT_CACHED, PIXEL, malformed, preflight_headers, too_many, unavailable
 from collector.sender import SenderReader
 from formats.event import Decoded, FormatError
 from formats.pixel import parse_pixel
@@ -16,9 +17,10 @@ from formats.pixel import parse_pixel
 class PixelResource:
     """One pixel door; ``base64`` is ``/2``, whose numbers are written in base 64."""
 
-    def __init__(self, intake: Intake, sender_of: SenderReader, *, base64: bool) -> None:
+    def __init__(self, intake: Intake, sender_of: SenderReader, rate: PixelRate | None, *, base64: bool) -> None:
         self._intake = intake
         self._sender_of = sender_of
+        self._rate = rate
         self._base64 = base64
         self._source = "get_v2" if base64 else "get_v1"
 
@@ -28,6 +30,9 @@ class PixelResource:
         if refusal is not None:
             raise unavailable(refusal)
         sender = self._sender_of(req.env)
+        wait_s = self._rate.take(sender.client_ip) if self._rate is not None else 0.0
+        if wait_s:
+            raise too_many("this address sends more pixels than it may", wait_s)
         try:
             event = parse_pixel(req.query_string, base64=self._base64, sender=sender)
         except FormatError as exc:
@@ -59,9 +64,13 @@ class PixelShortcut:
     everything else, having done nothing, and the request takes the ordinary way.
     """
 
-    def __init__(self, intake: Intake, sender_of: SenderReader, *, base64: bool) -> None:
+    def __init__(
+        self, intake: Intake, sender_of: SenderReader, rate: PixelRate | None, cors: Cors, *, base64: bool
+    ) -> None:
         self._intake = intake
         self._sender_of = sender_of
+        self._rate = rate
+        self._cors = cors
         self._base64 = base64
         self._source = "get_v2" if base64 else "get_v1"
         self._headers_without_origin = self._headers({})
@@ -76,10 +85,12 @@ class PixelShortcut:
             event = parse_pixel(environ["QUERY_STRING"], base64=self._base64, sender=sender)
         except FormatError:
             return None
+        if self._rate is not None and self._rate.take(sender.client_ip):
+            return None
         self._intake.accept(self._source, Decoded([event]), sender, path=environ["PATH_INFO"], held=held)
         headers = self._headers(environ) if "HTTP_ORIGIN" in environ else self._headers_without_origin
         start_response(falcon.HTTP_202, headers)
         return [PIXEL]
 
     def _headers(self, environ: dict[str, Any]) -> Headers:
-        return [("Content-Type", "image/gif"), ("Cache-Control", NOT_CACHED), *common_headers(environ)]
+        return [("Content-Type", "image/gif"), ("Cache-Control", NOT_CACHED), *self._cors.headers(environ)]

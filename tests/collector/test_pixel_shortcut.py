@@ -1,5 +1,6 @@
 """A pixel is answered and stored alike, whether it takes the shortcut or goes through Falcon."""
 
+import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,12 +36,19 @@ HEADERS: list[dict[str, str]] = [
 ]
 
 
-@pytest.fixture
-def app(tmp_path: Path) -> Iterator[CollectorApp]:
-    settings = {"COLLECTOR_SPOOL__PATH": str(tmp_path / "spool"), "COLLECTOR_FILTERS__EVENT_NAME": '["^Dropped$"]'}
-    app = create_app(load(None, settings | {"COLLECTOR_SPOOL__MIN_FREE_BYTES": "0"}))
+@contextlib.contextmanager
+def application(base: Path, **http: str) -> Iterator[CollectorApp]:
+    settings = {"COLLECTOR_SPOOL__PATH": str(base / "spool"), "COLLECTOR_FILTERS__EVENT_NAME": '["^Dropped$"]'}
+    settings |= {"COLLECTOR_SPOOL__MIN_FREE_BYTES": "0"} | {f"COLLECTOR_HTTP__{key}": http[key] for key in http}
+    app = create_app(load(None, settings))
     yield app
     app.close()
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[CollectorApp]:
+    with application(tmp_path) as app:
+        yield app
 
 
 def ask(wsgi: Any, path: str, query: str, headers: dict[str, str]) -> tuple[Any, list[Any]]:
@@ -81,6 +89,36 @@ def test_the_shortcut_and_falcon_give_the_same(
     app: CollectorApp, path: str, query: str, headers: dict[str, str]
 ) -> None:
     assert ask(app, path, query, headers) == ask(app._routes, path, query, headers)
+
+
+@pytest.mark.parametrize("query", ["v=Hello,sWorld", "v=E,4x"])
+@pytest.mark.parametrize("headers", HEADERS, ids=["plain", "origin", "browser"])
+def test_both_give_the_same_to_pages_that_may_not_read_it(tmp_path: Path, query: str, headers: dict[str, str]) -> None:
+    with application(tmp_path, cors_origins='["https://other.example"]') as app:
+        answer, records = ask(app, "/1", query, headers)
+
+        assert (answer, records) == ask(app._routes, "/1", query, headers)
+        assert "access-control-allow-origin" not in answer[1]
+        assert {"vary", "x-content-type-options", "cross-origin-resource-policy"} <= answer[1].keys()
+
+
+@pytest.mark.parametrize("headers", HEADERS, ids=["plain", "origin", "browser"])
+def test_both_hold_a_client_to_its_rate(tmp_path: Path, headers: dict[str, str]) -> None:
+    with application(tmp_path, pixel_rate_per_s="0.001", pixel_burst="2") as app:
+        for wsgi in (app, app._routes):
+            (status, _, _), records = ask(wsgi, "/1", "v=Hello,", headers)
+            assert (status, len(records)) == ("202 Accepted", 1)
+
+        for query in ("v=Hello,", "v=E,4x"):
+            answer, records = ask(app, "/1", query, headers)
+            assert (answer, records) == ask(app._routes, "/1", query, headers)
+            assert (answer[0], records) == ("429 Too Many Requests", [])
+            assert 990 <= int(answer[1]["retry-after"]) <= 1000
+            assert answer[1]["access-control-allow-origin"] == headers.get("HTTP_ORIGIN", "*")
+        assert ask(app, "/2", "v=Hello,", headers | {"REMOTE_ADDR": "192.0.2.8"})[0][0] == "202 Accepted"
+        counted = read_all(tmp_path / "spool" / "_metrics").http
+        assert counted["answers_total/pixel/429"] == 4
+        assert counted["events_total/get_v1/rejected"] == 0
 
 
 def test_both_count_alike(app: CollectorApp, tmp_path: Path) -> None:

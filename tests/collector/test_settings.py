@@ -158,6 +158,11 @@ def test_every_error_is_listed_with_its_file_and_path(tmp_path: Path) -> None:
         ),
         ('http.certfile = "setup.cfg"', 'http.keyfile = "": certfile and keyfile need each other'),
         ('auth.keys_file = "no/where"', 'auth.keys_file = "no/where": there is no such directory'),
+        (
+            'http.cors_origins = ["https://*.shop.example:8443", "https://Shop.example/"]',
+            'http.cors_origins = "https://Shop.example/": expected "*", or an origin in small letters such as '
+            '"https://shop.example", "https://*.shop.example"',
+        ),
         ("auth.read_requires_key = true", "auth.read_requires_key = true: needs auth.keys_file"),
         ("auth.post_requires_key = true", "auth.post_requires_key = true: needs auth.keys_file"),
         (
