@@ -51,7 +51,7 @@ def event(name: str) -> str:
 def test_pages_send_with_keys_and_read_every_refusal(pages: tuple[Any, Any, str, str], tmp_path: Path) -> None:
     shop, stranger, listed, _ = pages
     auth = {"keys_file": str(tmp_path / "keys.toml"), "post_requires_key": True, "beacon_requires_key": False}
-    http = {"cors_origins": [listed], "pixel_rate_per_s": 0.01, "pixel_burst": 1, "max_body_bytes": 100_000}
+    http = {"cors_origins": [listed], "pixel_rate_per_s": 0.01, "pixel_burst": 1, "max_body_bytes": 50_000}
     RunningCollector(tmp_path, auth=auth)  # the settings file, for the command
     add = [sys.executable, "-m", "collector", "--config", str(tmp_path / "collector.toml"), "keys", "add"]
     key = subprocess.run([*add, "--name", "Page*"], capture_output=True, text=True, check=True).stdout.strip()
@@ -72,7 +72,7 @@ def test_pages_send_with_keys_and_read_every_refusal(pages: tuple[Any, Any, str,
             (401, "WrongKey", "", {"X-API-Key": "ck_aaaaaaaa_"}),
             (403, "OtherName", "", bearer),
             (400, "Page", "[nonsense", bearer),
-            (413, "Page", "x" * 100_001, bearer),
+            (413, "Page", "x" * 50_001, bearer),
         ]:
             answer = post(shop, name, body, **headers)
             assert answer[0] == status

@@ -1,5 +1,6 @@
 """A collector as a private child process on a free port, as ``collector serve`` starts it."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -73,7 +74,8 @@ class RunningCollector:
         """One request on a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=15)
         try:
-            connection.request(method, path, body, headers or {})
+            with contextlib.suppress(BrokenPipeError):  # answered, and closed, before all of the body was sent
+                connection.request(method, path, body, headers or {})
             response = connection.getresponse()
             return response.status, response.headers, response.read()
         finally:
