@@ -14,7 +14,7 @@ from collector.cli_settings import BadSettings, Failed, json_option, settings_op
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from collector.key_file import ApiKey
+    from collector.api_key_file import ApiKey
     from collector.settings import Settings
 
 _SPANS_S = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -68,7 +68,7 @@ def add(
     as_json: bool,
 ) -> None:
     """Make a key, and print it: it cannot be shown again."""
-    from collector.key_file import KeyFileError, add_key, kept, new_key
+    from collector.api_key_file import ApiKeyFileError, add_key, kept, new_key
 
     path = _file(settings)
     key = new_key()
@@ -78,7 +78,7 @@ def add(
         return
     try:
         add_key(path, key.prefix, about, like=settings.spool.path)
-    except KeyFileError as exc:
+    except ApiKeyFileError as exc:
         raise Failed(str(exc)) from exc
     click.echo(f"{path}: {key.prefix} added: {_sentence(about)}. This is the key; it is not shown again:", err=True)
     click.echo(json.dumps({"key": key.text, **_as_json(key.prefix, about)}) if as_json else key.text)
@@ -114,14 +114,14 @@ def ls(settings: "Settings", as_json: bool) -> None:
 @settings_option
 def revoke(settings: "Settings", prefix: str, dry_run: bool) -> None:
     """Remove the key with this PREFIX (a whole key will do); who brings it is refused from then on."""
-    from collector.key_file import KEY, KeyFileError, remove_key
+    from collector.api_key_file import KEY, ApiKeyFileError, remove_key
 
     path = _file(settings)
     whole = KEY.fullmatch(prefix)
     prefix = whole[1] if whole else prefix.removeprefix("ck_")
     try:
         found = _keys(settings).get(prefix) if dry_run else remove_key(path, prefix)
-    except KeyFileError as exc:
+    except ApiKeyFileError as exc:
         raise Failed(str(exc)) from exc
     if found is None:
         raise Failed(f"{path}: there is no key {prefix if len(prefix) <= 8 else 'of this prefix'}")
@@ -135,13 +135,13 @@ def _file(settings: "Settings") -> "Path":
 
 
 def _keys(settings: "Settings") -> "dict[str, ApiKey]":
-    from collector.key_file import KeyFileError, read_keys
+    from collector.api_key_file import ApiKeyFileError, read_keys
 
     try:
         return read_keys(_file(settings))
     except FileNotFoundError:
         return {}
-    except KeyFileError as exc:
+    except ApiKeyFileError as exc:
         raise Failed(str(exc)) from exc
 
 

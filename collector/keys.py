@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from collector.key_file import KEY, ApiKey, KeyFileError, Scope, read_keys
+from collector.api_key_file import KEY, ApiKey, ApiKeyFileError, Scope, read_keys
 from forwarders.flush_settings import Names
 from spool.watermark import retry_after_s
 
@@ -111,7 +111,7 @@ class Keys:
             if seen == self._seen:
                 return
             keys = read_keys(self._path)
-        except (OSError, KeyFileError) as exc:
+        except (OSError, ApiKeyFileError) as exc:
             reason = f"{self._path}: {exc.strerror}" if isinstance(exc, OSError) else str(exc)
             if reason != self._failure:
                 held = "requests that need one get 503" if self._keys is None else "the last good ones hold"

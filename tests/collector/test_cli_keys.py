@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from collector.api_key_file import read_keys
 from collector.cli import cli
-from collector.key_file import read_keys
 
 Run = Callable[..., Result]
 

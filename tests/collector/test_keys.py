@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from collector.key_file import ApiKey, KeyFileError, NewKey, add_key, kept, new_key, read_keys, remove_key
+from collector.api_key_file import ApiKey, ApiKeyFileError, NewKey, add_key, kept, new_key, read_keys, remove_key
 from collector.keys import LOOK_S, KeyRefused, Keys
 
 NOW_S = 1_790_000_000.0
@@ -193,5 +193,5 @@ def test_a_file_that_others_may_write_is_not_believed(path: Path) -> None:
     made(path)
     path.chmod(0o660)
 
-    with pytest.raises(KeyFileError, match="chmod go-w"):
+    with pytest.raises(ApiKeyFileError, match="chmod go-w"):
         read_keys(path)

@@ -48,7 +48,7 @@ _MODE = 0o600
 _Moment = Annotated[datetime, Meta(tz=True)]
 
 
-class KeyFileError(ValueError):
+class ApiKeyFileError(ValueError):
     """The file cannot be used; the text begins with its path."""
 
 
@@ -102,23 +102,23 @@ def kept(key: NewKey, *, scopes: Sequence[str], names: Sequence[str], expires: d
 
 
 def read_keys(path: Path) -> dict[str, ApiKey]:
-    """The keys by their prefixes. Errors: OSError, KeyFileError."""
+    """The keys by their prefixes. Errors: OSError, ApiKeyFileError."""
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise KeyFileError(f"{path}: others than its owner can write it: chmod go-w {path}")
+            raise ApiKeyFileError(f"{path}: others than its owner can write it: chmod go-w {path}")
         data = file.read()
     try:
         return msgspec.convert(tomllib.loads(data.decode()), _Document).keys
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise KeyFileError(f"{path}: is not TOML: {exc}") from exc
+        raise ApiKeyFileError(f"{path}: is not TOML: {exc}") from exc
     except msgspec.ValidationError as exc:
-        raise KeyFileError(f"{path}: is no file of API keys: {str(exc).replace('`', '')}") from exc
+        raise ApiKeyFileError(f"{path}: is no file of API keys: {str(exc).replace('`', '')}") from exc
 
 
 def add_key(path: Path, prefix: str, key: ApiKey, *, like: Path | None = None) -> None:
     """Put a key into the file, which is made when it is missing, then with the owner of ``like``.
 
-    Errors: OSError, KeyFileError.
+    Errors: OSError, ApiKeyFileError.
     """
     with _held(path) as path:
         keys = read_keys(path) if path.exists() else {}
