@@ -12,6 +12,8 @@
  *
  * The payload is a struct of its own, binary protocol: fields of the types bool, byte, i16, i32, i64, double and string,
  * with ids that are yours. A body that is only such a struct needs ?name=, the event's name.
+ *
+ * A field with the id 0 needs `thrift -allow-neg-keys`.
  */
 
 namespace java com.ning.metrics.serialization.thrift
