@@ -7,6 +7,7 @@ A call gives constant text, and its data in ``extra``; both end up as fields. Li
 are escaped, tracebacks too: part of what is logged comes from clients, and a client must not be able to write a line.
 """
 
+import codecs
 import json
 import logging
 import sys
@@ -20,6 +21,7 @@ _OWN = frozenset((*logging.makeLogRecord({}).__dict__, "message", "asctime", "ta
 
 def setup(settings: LogSettings) -> None:
     """Send everything that is logged in this process to standard error. May be called again."""
+    codecs.lookup("unicode_escape")  # loads it: when descriptors run out there is none to load it with
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
     root = logging.getLogger()

@@ -136,7 +136,8 @@ def read_slots(directory: Path) -> list[Reading]:
 class Watched:
     """A few cells of all slots, read often: the files stay mapped, and new ones are looked for every second.
 
-    Cost: some microseconds.
+    Cost: some microseconds. While files cannot be opened (connections have eaten the descriptors) it goes on with those
+    that it has.
     """
 
     def __init__(
@@ -151,8 +152,11 @@ class Watched:
     def sums(self) -> dict[str, int]:
         """The sum of each name over all slots."""
         if self._monotonic() >= self._look_again:
-            self._cells = list(self._map_all())
             self._look_again = self._monotonic() + 1.0
+            try:
+                self._cells = list(self._map_all())
+            except OSError as exc:  # those that are known still count
+                log.warning("new counters cannot be looked for", extra={"reason": exc.strerror})
         sums = dict.fromkeys(self._names, 0)
         for name, cells, index in self._cells:
             sums[name] += cells[index]
@@ -166,7 +170,7 @@ class Watched:
                     if parsed is None:
                         continue
                     mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-            except OSError:
+            except FileNotFoundError:
                 continue  # replaced meanwhile: the next look finds the new one
             cells = memoryview(mapped)[parsed.cells_at : parsed.cells_at + 8 * len(parsed.names)].cast("Q")
             for name in self._names:

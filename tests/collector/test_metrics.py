@@ -1,6 +1,7 @@
 """Counters of several processes: none falls, none is lost, and dead processes have no gauges."""
 
 import os
+import resource
 import re
 import signal
 import sys
@@ -289,6 +290,25 @@ def test_watched_cells_follow_new_processes_and_replaced_files(tmp_path: Path) -
     now = 1.0
 
     assert watched.sums() == {"a_total": 7}
+
+
+def test_without_descriptors_the_cells_that_are_known_still_count(tmp_path: Path) -> None:
+    now = 0.0
+    watched = Watched(tmp_path, ["a_total"], monotonic=lambda: now)
+    slot = Slot(tmp_path, "http", ["a_total"])
+    slot.add("a_total", 1)
+    assert watched.sums() == {"a_total": 1}
+
+    slot.add("a_total", 1)
+    now = 1.0
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        found = watched.sums()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert found == {"a_total": 2}
 
 
 def test_prometheus_sees_every_metric_of_the_table_with_its_sentence(tmp_path: Path) -> None:
