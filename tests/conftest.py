@@ -1,7 +1,10 @@
-"""What holds for every test: on a machine that must have the servers, a test cannot skip for want of one."""
+"""What holds for every test: on a machine that must have the servers, a test cannot skip for want of one.
+
+Tests of the fault matrix (tests/faults/README.md) have two sizes, and say what they have seen.
+"""
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import pytest
 
@@ -19,3 +22,20 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"REQUIRE_SERVICES=1, and this test needs what is missing: {reason}"
     return report
+
+
+@pytest.fixture(scope="session")
+def full() -> bool:
+    """Whether a fault is to be tried in full (``scripts/faults``), not in its short form."""
+    return os.environ.get("FAULTS") == "full"
+
+
+@pytest.fixture
+def seen(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Takes figures of a test, which ``scripts/faults`` prints: ``seen(acknowledged=120, lost=0)``."""
+
+    def note(**figures: object) -> None:
+        for name, value in figures.items():
+            record_property(name, value)
+
+    return note

@@ -1,8 +1,8 @@
 """Counters of several processes: none falls, none is lost, and dead processes have no gauges."""
 
 import os
-import resource
 import re
+import resource
 import signal
 import sys
 import threading

@@ -1,0 +1,123 @@
+"""Clients that send numbered events to a collector, know what was answered, and look for it afterwards."""
+
+import http.client
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.services.child import wait_until
+from tests.services.collector import RunningCollector, archived_events
+
+#: Settings with which an event is in the archive in a fraction of a second.
+QUICK_S = 0.1
+EVENTS_A_REQUEST = 5
+
+
+def quick(base: Path, **tables: dict[str, Any]) -> RunningCollector:
+    """A collector in ``base`` with an archive in ``base/events``, which gets events at once."""
+    settings: dict[str, dict[str, Any]] = {
+        "spool": {"segment_max_age_s": 2 * QUICK_S},
+        "forwarders__archive": {"path": str(base / "events"), "batch_max_age_s": QUICK_S},
+    }
+    for name, table in tables.items():
+        settings[name] = settings.get(name, {}) | table
+    return RunningCollector(base, **settings)
+
+
+def numbered(numbers: Iterable[int], padding: int = 0) -> bytes:
+    """A body of events that carry these numbers, and so many bytes more each."""
+    return json.dumps(
+        [{"eventName": "Numbered", "payload": {"n": n, "padding": "x" * padding}} for n in numbers]
+    ).encode()
+
+
+class Load:
+    """Sends until it is left; a number is sent once, whatever the answer.
+
+    ``acknowledged``: the numbers answered 202. ``statuses``: answers by status, 0 for none at all.
+    ``slowest_s``: of an answered request. ``retry_after``: what 503 carried.
+    """
+
+    def __init__(self, port: int, clients: int = 2, *, padding: int = 0, pause_s: float = 0.0) -> None:
+        self.acknowledged: list[int] = []
+        self.statuses: Counter[int] = Counter()
+        self.retry_after: set[str | None] = set()
+        self.seconds: list[float] = []
+        self._port = port
+        self._padding = padding
+        self._pause_s = pause_s
+        self._next = time.monotonic_ns()  # several loads on one collector never send the same number
+        self._lock = threading.Lock()
+        self._enough = threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Send no more; what was sent has been answered when it returns."""
+        self._enough.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, status: int, more: int = 1, timeout_s: float = 20) -> None:
+        """Until so many more requests have been answered with this status."""
+        wanted = self.statuses[status] + more
+        wait_until(lambda: self.statuses[status] >= wanted, timeout_s, f"{more} more answers {status}")
+
+    def _run(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
+        while not self._enough.wait(self._pause_s):
+            with self._lock:
+                numbers = range(self._next, self._next + EVENTS_A_REQUEST)
+                self._next += EVENTS_A_REQUEST
+            status, retry_after = 0, None
+            began = time.monotonic()
+            try:
+                connection.request(
+                    "POST", "/rest/1.0/event", numbered(numbers, self._padding), {"Content-Type": "application/json"}
+                )
+                with connection.getresponse() as response:
+                    response.read()
+                    status, retry_after = response.status, response.headers["Retry-After"]
+            except (OSError, http.client.HTTPException):
+                connection.close()
+                self._enough.wait(0.02)
+            with self._lock:
+                self.statuses[status] += 1
+                if status == 503:
+                    self.retry_after.add(retry_after)
+                if status:
+                    self.seconds.append(time.monotonic() - began)
+                if status == 202:
+                    self.acknowledged += numbers
+        connection.close()
+
+
+def archived(base: Path) -> dict[int, set[str]]:
+    """Number → ids of the events with it in the archive of `quick`."""
+    found: dict[int, set[str]] = {}
+    for event in archived_events(base / "events"):
+        if event["eventName"] == "Numbered":
+            found.setdefault(event["payload"]["n"], set()).add(event["id"])
+    return found
+
+
+def assert_delivered(base: Path, acknowledged: Iterable[int], timeout_s: float = 30) -> None:
+    """Soon all of them are in the archive, each under one id."""
+    wanted = set(acknowledged)
+    wait_until(lambda: wanted <= archived(base).keys(), timeout_s, f"{len(wanted)} events are in the archive")
+    found = archived(base)
+    assert {number: found[number] for number in wanted if len(found[number]) != 1} == {}

@@ -1,0 +1,208 @@
+"""Disks that are full, out of inodes or read-only under a running collector, and processes that may have no more."""
+
+import itertools
+import os
+import resource
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.injection import fill, kill_everything, make_filesystem, mounted, needs_root, worker_of
+from tests.faults.load import Load, assert_delivered, numbered, quick
+from tests.services.child import wait_until
+from tests.services.collector import RunningCollector
+
+pytestmark = pytest.mark.slow
+
+
+def small_collector(base: Path, disk: Path) -> RunningCollector:
+    """Its spool is on the disk, its archive is not."""
+    return quick(base, spool={"path": str(disk / "spool")})
+
+
+def takes(collector: RunningCollector) -> bool:
+    """Whether an event is answered 202."""
+    return collector.get("/1?v=Probe,81")[0] == 202
+
+
+@needs_root
+def test_a_full_disk_is_answered_503_and_space_is_answered_202_without_a_restart(
+    tmp_path: Path, full: bool, seen: Callable[..., None]
+) -> None:
+    """Under load, again and again; the way out goes on while not a byte is free."""
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=12m", "tmpfs") as disk:
+        filler = disk / "filler"
+        collector = small_collector(tmp_path, disk)
+        back_s = []
+        with collector, Load(collector.port, padding=2000) as load:
+            worker = worker_of(collector)
+            for _ in range(10 if full else 1):
+                load.wait_for(202, 5)
+                fill(filler)
+                load.wait_for(503, 3)
+                filler.unlink()
+                freed_at = time.monotonic()
+                load.wait_for(202)
+                back_s.append(round(time.monotonic() - freed_at, 2))
+            load.end()
+            assert_delivered(tmp_path, load.acknowledged)
+            assert worker_of(collector) == worker
+
+    seen(acknowledged=len(load.acknowledged), refused=load.statuses[503], taken_again_after_s=max(back_s))
+    assert load.statuses.keys() == {202, 503}
+    assert all(5 <= int(each or 0) <= 30 for each in load.retry_after)
+    assert max(back_s) < 20
+
+
+@needs_root
+def test_a_disk_that_is_filled_and_freed_in_turn_does_not_flap_the_door(
+    tmp_path: Path, full: bool, seen: Callable[..., None]
+) -> None:
+    """Around the mark, not at the last byte."""
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=24m", "tmpfs") as disk:
+        collector = quick(tmp_path, spool={"path": str(disk / "spool"), "min_free_bytes": 8 << 20})
+        answers = []
+        with collector:
+            until = time.monotonic() + (60 if full else 3)
+            while time.monotonic() < until:
+                for size in (17 << 20, 0):
+                    with (disk / "filler").open("wb") as filler:
+                        filler.write(bytes(size))
+                    time.sleep(0.15)
+                    answers.append(collector.post(numbered([1]))[0])
+
+    changes = sum(before != after for before, after in itertools.pairwise(answers))
+    seen(requests=len(answers), changes=changes)
+    assert 503 in answers
+    assert changes <= (2 * 60 / 5 if full else 3)
+
+
+@needs_root
+def test_a_disk_without_inodes_is_answered_503_until_there_are_some(tmp_path: Path, seen: Callable[..., None]) -> None:
+    image = tmp_path / "image"
+    make_filesystem(image, "ext4", 16, "-N", "64")
+    with mounted(tmp_path / "disk", "-o", "loop", str(image)) as disk:
+        collector = small_collector(tmp_path, disk)
+        with collector:
+            assert takes(collector)
+            taken = []
+            try:
+                for number in range(100):
+                    (disk / f"file {number}").touch()
+                    taken.append(disk / f"file {number}")
+            except OSError:
+                pass
+            wait_until(lambda: not takes(collector), 10, "a refusal")
+            answer = collector.get("/1?v=Probe,81")
+            for path in taken:
+                path.unlink()
+            wait_until(lambda: takes(collector), 20, "the next 202")
+
+    seen(inodes_taken=len(taken), answer=answer[2].decode().strip()[:80])
+    assert answer[0] == 503
+
+
+@needs_root
+def test_a_filesystem_that_goes_read_only_is_answered_503_and_what_it_has_is_salvaged_after_a_check(
+    tmp_path: Path, seen: Callable[..., None]
+) -> None:
+    image, place = tmp_path / "image", tmp_path / "disk"
+    make_filesystem(image, "ext4", 64)
+    with mounted(place, "-o", "loop,errors=remount-ro", str(image)) as disk:
+        device = next(line.split()[0] for line in Path("/proc/mounts").read_text().splitlines() if str(disk) in line)
+        trigger = Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error")
+        collector = quick(tmp_path, spool={"path": str(disk / "spool"), "segment_max_age_s": 60})
+        with collector, Load(collector.port) as load:
+            load.wait_for(202, 5)
+            trigger.write_text("injected by a test")
+            load.wait_for(503, 3)
+            load.end()
+            wait_until(lambda: collector.get("/1.0/healthcheck")[0] == 500, 10, "the health report says so")
+            kill_everything(collector)
+    found = subprocess.run(["e2fsck", "-fy", str(image)], capture_output=True, check=False)
+    again = quick(tmp_path, spool={"path": str(place / "spool")})
+    with mounted(place, "-o", "loop", str(image)), again:
+        assert_delivered(tmp_path, load.acknowledged)
+        assert takes(again)
+
+    seen(acknowledged=len(load.acknowledged), refused=load.statuses[503], e2fsck_exit=found.returncode)
+    assert load.statuses.keys() == {202, 503}
+
+
+@needs_root
+def test_a_spool_that_is_unmounted_takes_nothing_until_it_is_back(tmp_path: Path) -> None:
+    """An empty directory in its place is not taken for the spool."""
+    image, place = tmp_path / "image", tmp_path / "disk"
+    make_filesystem(image, "ext4", 64)
+    with mounted(place, "-o", "loop", str(image)):
+        (place / "lost+found").rmdir()
+        collector = quick(tmp_path, spool={"path": str(place)})
+        with collector:
+            assert collector.post(numbered([1]))[0] == 202
+            assert_delivered(tmp_path, [1])
+            subprocess.run(["umount", "--lazy", place], check=True)
+            try:
+                wait_until(lambda: collector.post(numbered([2]))[0] == 503, 10, "a refusal")
+                left = [each for each in place.rglob("*") if each.is_file()]
+            finally:
+                subprocess.run(["mount", "-o", "loop", image, place], check=True)
+            wait_until(lambda: collector.post(numbered([3]))[0] == 202, 20, "the next 202")
+            assert_delivered(tmp_path, [3])
+
+    assert left == []
+
+
+def test_a_limit_on_file_sizes_costs_some_requests_a_503_and_no_event(
+    tmp_path: Path, full: bool, seen: Callable[..., None]
+) -> None:
+    with quick(tmp_path, spool={"segment_max_age_s": 60}) as collector:
+        worker = worker_of(collector)
+        _, hard = resource.prlimit(worker, resource.RLIMIT_FSIZE)
+        resource.prlimit(worker, resource.RLIMIT_FSIZE, (1_000_000, hard))
+        with Load(collector.port, padding=20_000) as load:
+            load.wait_for(202, 1000 if full else 60)
+            load.wait_for(503, 1)
+            load.wait_for(202, 20)
+        assert worker_of(collector) == worker
+        assert collector.stop() == 0
+        collector.start()
+        assert_delivered(tmp_path, load.acknowledged)
+
+    seen(acknowledged=len(load.acknowledged), refused=load.statuses[503])
+    assert load.statuses.keys() == {202, 503}
+    assert load.statuses[503] < load.statuses[202] / 4
+
+
+def test_connections_that_eat_all_descriptors_stop_no_event_of_those_who_are_connected(
+    tmp_path: Path, seen: Callable[..., None]
+) -> None:
+    """Segments are sealed and opened meanwhile; when descriptors are free again everybody is served."""
+    idle: list[socket.socket] = []
+    with quick(tmp_path) as collector:
+        worker = worker_of(collector)
+        _, hard = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+        with Load(collector.port, pause_s=0.02) as load:
+            load.wait_for(202, 5)
+            limit = max(map(int, os.listdir(f"/proc/{worker}/fd"))) + 8
+            resource.prlimit(worker, resource.RLIMIT_NOFILE, (limit, hard))
+            idle += [socket.create_connection(("127.0.0.1", collector.port), 5) for _ in range(64)]
+            before = len(load.acknowledged)
+            load.wait_for(202, 30)
+            for each in idle:
+                each.close()
+            resource.prlimit(worker, resource.RLIMIT_NOFILE, (hard, hard))
+            wait_until(lambda: takes(collector), 10, "a new connection is served")
+        assert worker_of(collector) == worker
+        assert_delivered(tmp_path, load.acknowledged)
+
+    seen(
+        descriptors=limit,
+        connections=len(idle),
+        answers=dict(load.statuses),
+        acknowledged_meanwhile=len(load.acknowledged) - before,
+    )
+    assert set(load.statuses) <= {202, 503}
