@@ -37,9 +37,10 @@ def cross_check(settings: "Settings") -> Iterator[Finding]:
     yield from _bind(("scribe",), settings.scribe.bind)
     if settings.admin.bind:
         yield from _bind(("admin",), settings.admin.bind)
+        if settings.auth.keys_file is None and not settings.admin.bind.startswith("unix:"):
+            yield ("admin",), "bind", settings.admin.bind, "commands over TCP need keys: set auth.keys_file"
     if settings.scribe.enabled and not settings.scribe.allow and not _is_local(settings.scribe.bind):
         yield ("scribe",), "allow", [], "the listener knows no credentials: name the networks that may use it"
-    yield from _not_in_this_version(settings)
     yield from _files(settings)
     yield from check_privacy(("privacy",), settings.privacy)
     for name, event in settings.events.items():
@@ -48,12 +49,6 @@ def cross_check(settings: "Settings") -> Iterator[Finding]:
     for forwarder in settings.forwarders:
         if not forwarder.flush.names:
             yield ("forwarders", forwarder.name), "names", [], 'expected at least one pattern, such as "*"'
-
-
-def _not_in_this_version(settings: "Settings") -> Iterator[Finding]:
-    """Names that are settled and do nothing yet: whoever counts on one must hear of it."""
-    if settings.admin.bind:
-        yield ("admin",), "bind", settings.admin.bind, "this version takes commands on the command line only"
 
 
 def _key_file(path: Path) -> Iterator[Finding]:

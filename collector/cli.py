@@ -14,6 +14,7 @@ import collector
 from collector.cli_audit import audit
 from collector.cli_collection import collection
 from collector.cli_config import config
+from collector.cli_forwarder import forwarder
 from collector.cli_keys import keys
 from collector.cli_quarantine import quarantine
 from collector.cli_settings import Failed, config_option, settings_option
@@ -96,7 +97,7 @@ def send(settings: "Settings", file: BinaryIO, url: str | None, batch: int, trie
         sys.exit(1)
 
 
-for command in (audit, collection, config, keys, quarantine, spool, status):
+for command in (audit, collection, config, forwarder, keys, quarantine, spool, status):
     cli.add_command(command)
 
 

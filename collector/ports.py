@@ -33,6 +33,40 @@ def check(bind: str, wait_s: float = 3.0) -> None:
         time.sleep(0.1)
 
 
+def listener(bind: str) -> socket.socket:
+    """Listen there, without SO_REUSEPORT; a socket file is 0600, and one that is left over is replaced.
+
+    Errors: OSError.
+    """
+    family, address = _address(bind, local=False)
+    if isinstance(address, str):
+        _check_socket_file(bind, Path(address))
+        Path(address).unlink(missing_ok=True)
+        return socket_file(address)
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen()
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def socket_file(path: str) -> socket.socket:
+    """Listen on a new socket file that is its owner's alone, from the first moment on. Errors: OSError."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.fchmod(made.fileno(), 0o600)  # before bind(2), which makes the file with these rights
+        made.bind(path)
+        made.listen()
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
 def answers(bind: str, wait_s: float = 1.0) -> bool:
     """Whether somebody accepts connections there."""
     try:

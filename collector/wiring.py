@@ -43,12 +43,15 @@ def run_flusher(settings: Settings) -> int:
     Where a destination hangs it does not return but ends the process: the interpreter would wait for the threads that
     a client library has started, for as long as that library waits for its server.
     """
+    from collector.admin import serving  # Falcon, which `flush --once` and others do without
+
+    directory = open_spool(settings.spool)
     flusher = build_flusher(settings)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         # in a thread of its own: this one may hold the event's lock at the moment of the signal
         signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
-    code = flusher.run(stop)
+    code = flusher.run(stop, beside=serving(settings, directory, flusher))
     if flusher.hangs:
         logging.shutdown()
         os._exit(code)

@@ -153,7 +153,7 @@ class Flusher:
         if self._runs and configured.flush.enabled:
             raise Gone("the flusher is starting; try once more")
         with self._alone:
-            status = StatusFile(self._directory.queue(name), wall_ns=self._wall_ns)
+            status = self._status_file(configured)
             lane = self._lane(configured, status)
             try:
                 return lane.drop(choice)
@@ -281,11 +281,13 @@ class Flusher:
     # For the lanes
 
     def _status(self, configured: Configured) -> StatusFile:
-        status = StatusFile(
-            self._directory.queue(configured.name), keyring=self._directory.keyring, wall_ns=self._wall_ns
-        )
+        status = self._status_file(configured)
         status.put("ok")
         return status
+
+    def _status_file(self, configured: Configured) -> StatusFile:
+        queue = self._directory.queue(configured.name)
+        return StatusFile(queue, keyring=self._directory.keyring, wall_ns=self._wall_ns)
 
     def _lane(self, configured: Configured, status: StatusFile) -> Lane:
         return Lane(

@@ -30,7 +30,7 @@ from forwarders.orders import Orders
 from forwarders.progress import Progress
 from forwarders.queue_reader import CannotQuarantine, QueueReader
 from forwarders.refusals import Refusals
-from forwarders.skipping import Choice, Skipped, leave_out
+from forwarders.skipping import Choice, Skipped, dropped, leave_out
 from forwarders.standing import Standing
 from forwarders.status import Gauges, StatusFile
 from forwarders.suspicion import Suspicion
@@ -347,7 +347,7 @@ class Lane:
             self._batch = self._delivery = self._again = None  # planned anew, without them
             self._repeated = True
             self._standing.hasten()
-        skipped = leave_out(self._reader, segments)
+        skipped = leave_out(self._reader, segments, dropped)
         self._progress.tidy()
         return skipped
 

@@ -101,8 +101,9 @@ class QueueReader:
         self._counted.clear()
         self._counted_events = 0
 
-    def leave(self, segment: str) -> None:
-        """A segment is done without its events having been sent."""
+    def leave(self, segment: str, outcome: Outcome) -> None:
+        """A segment is done without the rest of its events having been sent: this became of them."""
+        self.tallies[segment] = self._tally(segment).plus(outcome)
         self.begun.pop(segment, None)
         self.finishing.add(segment)
         if self._cut and self._cut[0] == segment:

@@ -1,23 +1,25 @@
 """Take whole segments out of a queue unsent: because a person says so, or because an optional forwarder lags too far.
 
-Oldest first; of a segment that is partly sent, what is left of it. They go as finished ones do, and nothing else is
-written down: the cursor may still name such a segment, and a segment that is gone is done. So a crash in between
+Oldest first; of a segment that is partly sent, what is left of it. They go as finished ones do, and nothing but the
+ledger is told: the cursor may still name such a segment, and a segment that is gone is done. So a crash in between
 leaves some of them out and the others in. Replays stay: they lie in quarantine too, and would vanish from there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from forwarders.batch import BEGIN, Position
 from forwarders.queue_reader import QueueReader
 from spool.item import item_of_link
+from spool.key_name import KeyMissing
+from spool.outcome import NOTHING, Outcome
 from spool.queue import Queue
 from spool.reader import Record, SegmentReader, SegmentUnreadable
-from spool.record import RECORD_HEADER_BYTES, RecordType, decode_record_header, seed_of
+from spool.seal import read_seal
 
-_SEAL_BYTES: Final = RECORD_HEADER_BYTES + 8
+if TYPE_CHECKING:
+    from spool.cipher import Keyring
 
 
 class Skipped(NamedTuple):
@@ -50,33 +52,38 @@ def preview(queue: Queue, choice: Choice) -> Skipped:
     """What would be left out; of a segment that is partly sent all events are counted."""
     names = choice.of(queue, set())
     sizes = [_size(queue.path / name) for name in names]
-    return Skipped(len(names), sum(events_after(queue.path / name, BEGIN) for name in names), sum(sizes))
+    return Skipped(len(names), sum(_events_in(queue.path / name, queue.keyring) for name in names), sum(sizes))
 
 
-def leave_out(reader: QueueReader, names: Sequence[str]) -> Skipped:
-    """Mark segments as done although they were not sent; `Progress.tidy` then takes them out of the queue."""
+def leave_out(reader: QueueReader, names: Sequence[str], outcome_of: Callable[[int], Outcome]) -> Skipped:
+    """Mark segments as done although they were not sent; `Progress.tidy` then takes them out of the queue.
+
+    ``outcome_of`` says what so many events have become by that.
+    """
     events = size = 0
     for name in names:
         path = reader.queue.path / name
-        left = events_after(path, reader.begun.get(name, BEGIN))
+        left = max(0, _events_in(path, reader.queue.keyring) - reader.tallies.get(name, NOTHING).total)
         size += _size(path)
-        reader.leave(name)
+        reader.leave(name, outcome_of(left))
         events += left
     return Skipped(len(names), events, size)
 
 
-def events_after(path: Path, position: Position) -> int:
-    """How many events of a segment lie behind a position: what its seal says, or its readable records."""
+def dropped(events: int) -> Outcome:
+    """A person gave them up."""
+    return Outcome(dropped=events)
+
+
+def _events_in(path: Path, keyring: "Keyring | None") -> int:
+    """How many events a segment holds: what its seal says, or its records, where they can be read."""
     try:
-        with SegmentReader(path) as reader:
-            at = reader.size - _SEAL_BYTES
-            data = b"".join(reader.chunks(max(0, at), reader.size))
-            seal = decode_record_header(data, 0, seed_of(reader.header.uuid), offset=at)
-            if position == BEGIN and seal and seal.type == RecordType.SEAL:
-                return seal.event_count
-            found = [each for each in reader.scan(position.offset) if isinstance(each, Record)]
-            return sum(each.event_count for each in found) - (position.event if found else 0)
-    except (SegmentUnreadable, FileNotFoundError):
+        sealed = read_seal(path).events
+        if sealed is not None:
+            return sealed
+        with SegmentReader(path, keyring) as reader:
+            return sum(each.event_count for each in reader.records() if isinstance(each, Record))
+    except (FileNotFoundError, KeyMissing, SegmentUnreadable):
         return 0
 
 

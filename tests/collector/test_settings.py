@@ -148,6 +148,7 @@ def test_every_error_is_listed_with_its_file_and_path(tmp_path: Path) -> None:
             "durability.interval_ms = 50: expected an integer number of milliseconds, at least 100, at most 60000",
         ),
         ('admin.bind = "x"', 'admin.bind = "x": expected HOST:PORT, [IPV6]:PORT or unix:PATH'),
+        ('admin.bind = ":8081"', 'admin.bind = ":8081": commands over TCP need keys: set auth.keys_file'),
         (
             'http.trusted_proxies = ["10.0.0.0/8", "10.0.0.1/8"]',
             'http.trusted_proxies = "10.0.0.1/8": expected a network such as 10.0.0.0/8: 10.0.0.1/8 has host bits set',

@@ -11,6 +11,7 @@ from forwarders.contract import Refused, Unavailable
 from forwarders.flush_settings import FlushSettings
 from forwarders.skipping import Choice, Skipped, preview
 from forwarders.status import read_status
+from spool.ledger import read_account
 from spool.queue import Queue
 from spool.switch import Switch
 from tests.forwarders.spooled import Bench, event
@@ -128,6 +129,8 @@ def test_a_segment_that_is_partly_sent_is_skipped_from_there_on(tmp_path: Path) 
     bench.work()
 
     assert answer.result(0).events == 5
+    rows = [row.outcome for row in read_account(bench.directory, "fake").done.values()]
+    assert [(row.forwarded, row.dropped) for row in rows] == [(5, 5), (1, 0)]
     assert bench.destination.ids == wanted[:5] + later
     bench.lane.close()
     bench.start()
