@@ -38,7 +38,14 @@ def ls(settings: "Settings", as_json: bool) -> None:
         return
     now = time.time()
     rows = [
-        [each.name, each.state, size(each.size), age(now - each.changed_s), ", ".join(each.queues)] for each in found
+        [
+            each.name,
+            "retained" if each.retained and not each.queues else each.state,
+            size(each.size),
+            age(now - each.changed_s),
+            ", ".join(each.queues),
+        ]
+        for each in found
     ]
     columns(["SEGMENT", "STATE", "SIZE", "CHANGED", "STILL TO SEND BY"], rows)
 

@@ -98,6 +98,8 @@ class SpoolSettings:
     segment_max_bytes: Annotated[int, Meta(ge=64 * 1024, le=1024**3)] = 16 * 1024**2  # bounds the scan at start
     segment_max_age_s: Seconds = 2.0  # an event waits at most this long before it is handed to a forwarder
     key_file: Path | None = None  # None: nothing is encrypted
+    retain_days: Annotated[float, Meta(ge=0)] = 0.0
+    retain_bytes: Annotated[int, Meta(ge=0)] = 0
 
 
 @dataclass(frozen=True)

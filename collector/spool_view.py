@@ -16,6 +16,7 @@ from spool.key_name import KeyMissing
 from spool.quarantine import Quarantine
 from spool.reader import Damage, Record, SegmentReader, SegmentUnreadable
 from spool.record import RECORD_HEADER_BYTES, Origin
+from spool.retention import retained_folders
 
 if TYPE_CHECKING:
     from spool.cipher import Keyring
@@ -31,7 +32,10 @@ class NoSuchSegment(Exception):
 
 @dataclass
 class Segment:
-    """One segment. ``queues`` are the forwarders that still have it to do; ``paths`` all its names."""
+    """One segment. ``queues`` are the forwarders that still have it to do; ``paths`` all its names. ``size``: on disk.
+
+    ``retained``: it will stay when no forwarder has it to do any more.
+    """
 
     name: str
     state: State
@@ -39,6 +43,7 @@ class Segment:
     changed_s: float
     queues: list[str] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
+    retained: bool = False
 
 
 @dataclass
@@ -57,9 +62,10 @@ def segments(directory: SpoolDirectory) -> list[Segment]:
     """Every segment, each once however many queues it is in, oldest first."""
     found: dict[tuple[int, int], Segment] = {}
     places: list[tuple[Path, str | None]] = [
-        (directory.opened, None), (directory.sealed, None), (directory.retain, None)
+        (directory.opened, None), (directory.sealed, None)
     ]  # fmt: skip
     places += [(directory.queue_root / name, name) for name in directory.queues()]
+    places += [(place, None) for place in retained_folders(directory)]
     for place, forwarder in places:
         for entry in _segment_files(place):
             with contextlib.suppress(FileNotFoundError):  # moved on meanwhile
@@ -69,6 +75,7 @@ def segments(directory: SpoolDirectory) -> list[Segment]:
                     Segment(entry.name, _state(Path(entry.path)), status.st_size, status.st_mtime),
                 )
                 segment.paths.append(Path(entry.path))
+                segment.retained = directory.retain in segment.paths[-1].parents
                 if forwarder is not None:
                     segment.queues.append(forwarder)
     return sorted(found.values(), key=lambda each: each.name)
@@ -136,7 +143,7 @@ def place_sums(directory: SpoolDirectory, *, wall: Callable[[], float] = time.ti
         "writing": [each for each in every if each.state == "writing"],
         "orphaned": [each for each in every if each.state == "orphan"],
         "not handed out": [each for each in every if directory.sealed in (path.parent for path in each.paths)],
-        "retained": [each for each in every if directory.retain in (path.parent for path in each.paths)],
+        "retained": [each for each in every if each.retained],
     }
     places |= {f"queue {name}": [each for each in every if name in each.queues] for name in directory.queues()}
     return {

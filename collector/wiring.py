@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from collector.gate import watermark
 from collector.metrics import FlusherCounters, forwarder_slot
 from collector.settings import FORWARDER_MODULES, ForwarderSettings, Settings
 from collector.spool_door import open_spool
@@ -16,6 +17,9 @@ from formats.event_json import EventJson
 from forwarders.contract import Forwarder
 from forwarders.flush_settings import Configured
 from forwarders.flusher import Flusher
+from spool.retention import Retention
+
+DAY_S = 86_400
 
 
 def build_flusher(settings: Settings) -> Flusher:
@@ -34,7 +38,13 @@ def build_flusher(settings: Settings) -> Flusher:
         )
         for each in settings.forwarders
     ]
-    return Flusher(directory, configured, counters=FlusherCounters(directory.metrics))
+    retention = Retention(
+        directory,
+        watermark(directory, settings.spool),
+        max_age_s=settings.spool.retain_days * DAY_S,
+        max_bytes=settings.spool.retain_bytes,
+    )
+    return Flusher(directory, configured, counters=FlusherCounters(directory.metrics), retention=retention)
 
 
 def run_flusher(settings: Settings) -> int:

@@ -31,6 +31,7 @@ from spool.oddities import Oddities
 from spool.quarantine import Quarantine
 from spool.queue import Queue, distribute, start_queue
 from spool.recovery import salvage_orphans, sweep_tmp
+from spool.retention import Retention
 
 __all__ = ["EXIT_LOCKED", "Configured", "Counters", "FlushSettings", "Flusher", "Locked"]
 
@@ -61,9 +62,11 @@ class Flusher:
         forwarders: Sequence[Configured],
         *,
         counters: Counters,
+        retention: Retention | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
+        self._retention = retention
         self._directory = directory
         self._working: list[Configured] = []  # those that have a queue
         self._waiting = list(forwarders)  # for one that cannot be made now
@@ -223,6 +226,9 @@ class Flusher:
         if self._distribute():
             for thread in self._threads.values():
                 thread.notify()
+        if self._retention is not None:
+            with self._tolerating("retention"):
+                self._retention.step()
         now = self._monotonic()
         if now >= self._salvage_at:
             self._salvage_at = now + SALVAGE_S
@@ -249,6 +255,7 @@ class Flusher:
                 released=lambda size: self._count("released_bytes_total", size),
                 partly=self._partly,
                 ledger=self._ledger,
+                retain=self._retention is not None and self._retention.keeps,
             )
             self._count("segments_distributed_total", handed_out)
         return handed_out

@@ -75,7 +75,7 @@ class QueueReader:
         """Start from what the cursor says; a segment that is gone is done."""
         for each in mark.ranges:
             try:
-                size = (self.queue.path / each.segment).lstat().st_size
+                size = self._size_of(each.segment)
             except FileNotFoundError:
                 continue
             self.tallies[each.segment] = each.tally
@@ -85,6 +85,17 @@ class QueueReader:
                 self.finishing.add(each.segment)
             else:
                 self.begun[each.segment] = Position(each.to_offset, each.to_index)
+
+    def _size_of(self, segment: str) -> int:
+        """Where a segment ends. Errors: FileNotFoundError."""
+        path = self.queue.path / segment
+        try:
+            with SegmentReader(path) as reader:
+                return reader.size
+        except FileNotFoundError:
+            raise
+        except (OSError, SegmentUnreadable):
+            return path.lstat().st_size
 
     def advance(self, batch: Batch) -> None:
         """The batch is done, and its outcomes are complete: the next one begins behind it."""

@@ -31,7 +31,7 @@ ERROR_MAX_CHARS: Final = 4000
 _ITEM_NAME: Final = re.compile(r"(?P<segment>.+)\.(?P<first>\d+)-(?P<last>\d+)(?:\.(?P<again>\d+))?")
 _FOREIGN: Final = re.compile(r"[^A-Za-z0-9_.-]")
 _LINK_MARK: Final = "0"
-_LINK_SEPARATOR: Final = "~"  # in no forwarder's name and in no item's
+LINK_SEPARATOR: Final = "~"  # in no forwarder's name, in no item's and in no segment's
 
 EventKey = tuple[bytes, int, int]
 """Which event: segment uuid, record offset and index of where it was first accepted."""
@@ -114,12 +114,12 @@ class Item:
     @property
     def link(self) -> str:
         """The item's name in a queue that it is replayed through."""
-        return _LINK_SEPARATOR.join((_LINK_MARK, self.owner, self.name)) + SEALED_SUFFIX
+        return LINK_SEPARATOR.join((_LINK_MARK, self.owner, self.name)) + SEALED_SUFFIX
 
 
 def item_of_link(segment: str) -> tuple[str, str] | None:
     """Owner and name of the item behind a file name in a queue; None when it is an ordinary segment."""
-    parts = segment.removesuffix(SEALED_SUFFIX).split(_LINK_SEPARATOR)
+    parts = segment.removesuffix(SEALED_SUFFIX).split(LINK_SEPARATOR)
     return (parts[1], parts[2]) if len(parts) == 3 and parts[0] == _LINK_MARK else None
 
 

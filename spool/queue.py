@@ -2,6 +2,7 @@
 
     _spool/NAME.seg ──► link into every _queue/FORWARDER/, fsync each, then unlink from _spool
                         _queue/FORWARDER/NAME.seg ──► delivered: unlink; the bytes go with the last link
+                        (or stay in _retain, where `spool.retention` is asked to keep them)
 
 So a forwarder needs no room to finish, shares no state with its neighbours and agrees with nobody; a crash in between
 leaves a link that is made again (EEXIST is fine) or a segment that is sent again. What cannot be linked stays in
@@ -30,10 +31,11 @@ from typing import Final, Literal
 
 from spool.ballast import Ballast, is_full
 from spool.directory import DIRECTORY_MODE, SEALED_SUFFIX, SpoolDirectory, SpoolError, fsync_directory
-from spool.item import item_of_link
+from spool.item import LINK_SEPARATOR, item_of_link
 from spool.ledger import Ledger
 from spool.oddities import Oddities
 from spool.quarantine import Quarantine
+from spool.retention import is_kept, keep, retained_paths
 from spool.seal import read_seal
 
 log = logging.getLogger(__name__)
@@ -55,13 +57,14 @@ def distribute(
     released: Callable[[int], None] = lambda size: None,
     partly: dict[str, set[str]] | None = None,
     ledger: Ledger | None = None,
+    retain: bool = False,
 ) -> int:
     """Hand every sealed segment in ``_spool`` to every forwarder; returns how many left ``_spool``.
 
     With no forwarder they stay. ``released`` is told the bytes of a segment that every forwarder had finished before
     it was unlinked here, as `Queue.finish` returns them. ``partly``, to be kept between calls, remembers which queues
     have had a segment that another cannot be given: they may have finished it. ``ledger`` is told what every queue
-    was given. Errors: OSError.
+    was given. ``retain``: segments go from ``_spool`` to ``_retain``. Errors: OSError.
     """
     partly = {} if partly is None else partly
     oddities = oddities or Oddities()
@@ -92,10 +95,12 @@ def distribute(
             _enter(ledger, directory.sealed, linked, [queue.name for queue in queues])
         for name in linked:
             with contextlib.suppress(FileNotFoundError):
-                if size := _unlink(directory.sealed / name):
+                if size := _leave(directory, name, retain=retain):
                     released(size)
             partly.pop(name, None)
         done += len(linked)
+    if done and retain:
+        fsync_directory(directory.retain)
     if done:
         fsync_directory(directory.sealed)  # else a power cut brings back what is long finished
     return done
@@ -119,12 +124,12 @@ def start_queue(
     with contextlib.suppress(FileExistsError):
         new.mkdir(mode=DIRECTORY_MODE)
     if start == "oldest":
-        for place in [directory.retain, *(directory.queue_root / name for name in directory.queues())]:
-            for name in os.listdir(place):
-                if name.endswith(SEALED_SUFFIX) and not item_of_link(name):
-                    # somebody may finish it just now; it may be in several queues
-                    with contextlib.suppress(FileNotFoundError, FileExistsError):
-                        os.link(place / name, new / name, follow_symlinks=False)
+        queued = [directory.queue_root / name for name in directory.queues()]
+        for path in (*retained_paths(directory), *(place / name for place in queued for name in os.listdir(place))):
+            if path.suffix == SEALED_SUFFIX and LINK_SEPARATOR not in path.name:  # replays are for one forwarder only
+                # somebody may finish it just now; it may be in several queues
+                with contextlib.suppress(FileNotFoundError, FileExistsError):
+                    os.link(path, new / path.name, follow_symlinks=False)
     fsync_directory(new)
     names = os.listdir(new)
     count = len(names)
@@ -155,6 +160,7 @@ class Queue:
     ) -> None:
         self.path = directory.queue(forwarder)
         self.keyring = directory.keyring
+        self._directory = directory
         self._forwarder = forwarder
         self._quarantine = Quarantine(directory)
         self._oddities = oddities or Oddities()
@@ -206,7 +212,7 @@ class Queue:
         released = 0
         try:
             item_removed = self._quarantine.replayed(segment)  # before the link: a crash in between repeats both
-            size = _unlink(path)
+            size = _unlink(self._directory, path)
             released = 0 if item_of_link(segment) else size  # a replay's bytes never were in the backlog
             if item_removed:
                 log.info("replay finished", extra={"forwarder": self._forwarder, "item": segment})
@@ -319,9 +325,22 @@ def _same(path: Path, other: Path) -> bool:
     return os.path.samestat(os.lstat(path), os.lstat(other)) or filecmp.cmp(path, other, shallow=False)
 
 
-def _unlink(path: Path) -> int:
-    """Unlink a segment; returns its bytes when this was the last link. Errors: OSError."""
+def _unlink(directory: SpoolDirectory, path: Path) -> int:
+    """Unlink a segment in a queue; returns its bytes when no queue has it any more. Errors: OSError."""
     with _UNLINKING:
         status = os.lstat(path)
+        links = status.st_nlink - is_kept(directory, path)
         path.unlink()
+    return status.st_size if links == 1 else 0
+
+
+def _leave(directory: SpoolDirectory, name: str, *, retain: bool) -> int:
+    """Take a segment that was handed out away from ``_spool``; returns as `_unlink`."""
+    path = directory.sealed / name
+    with _UNLINKING:
+        status = os.lstat(path)
+        if retain:
+            keep(directory, path)
+        else:
+            path.unlink()
     return status.st_size if status.st_nlink == 1 else 0

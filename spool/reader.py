@@ -22,6 +22,7 @@ busy 2-core machine) that `decode_record_header` and `payload_is_whole` alone ta
 """
 
 import errno
+import functools
 import os
 import re
 import stat
@@ -53,6 +54,7 @@ from spool.record import (
     encode_seal,
     seed_of,
 )
+from spool.retained import RetainedBytes
 
 if TYPE_CHECKING:
     from spool.cipher import Keyring, SegmentKey
@@ -106,7 +108,8 @@ class SegmentReader:
     """One segment file, opened for reading.
 
     Life:  a context manager; holds one descriptor and at most one chunk (or one record, if larger) in memory.
-    Units: offsets are bytes from the beginning of the file. ``size`` is the file's size when it was opened.
+    Units: offsets are bytes from the beginning of the file. ``size`` is the file's size when it was opened. Of a
+           retained segment (`spool.retained`) both are those of the segment, not of the compressed file.
     ``rebuilt``: the header was damaged and has been made anew from the file name.
     """
 
@@ -120,6 +123,9 @@ class SegmentReader:
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EINVAL, "not a regular file", str(path))
             self.size = status.st_size
+            self._pread: Callable[[int, int], bytes] = functools.partial(os.pread, self._descriptor)
+            if retained := RetainedBytes.open(self._descriptor, status.st_size):
+                self.size, self._pread = retained.size, retained.pread
             self.header, self.rebuilt = self._read_header()
         except BaseException:
             self.close()
@@ -178,14 +184,14 @@ class SegmentReader:
     def chunks(self, start: int, end: int) -> Iterator[bytes]:
         """The raw bytes of a range, in pieces of at most 1 MiB."""
         while start < end:
-            piece = os.pread(self._descriptor, min(CHUNK_BYTES, end - start), start)
+            piece = self._pread(min(CHUNK_BYTES, end - start), start)
             if not piece:
                 return  # somebody cut the file
             yield piece
             start += len(piece)
 
     def _read_header(self) -> tuple[SegmentHeader, bool]:
-        data = os.pread(self._descriptor, _HEADER_MAX_BYTES, 0)
+        data = self._pread(_HEADER_MAX_BYTES, 0)
         header = decode_segment_header(data)
         if header is None:
             uuid = uuid_of_name(self.name)
@@ -339,7 +345,7 @@ class SegmentReader:
     def _read(self, start: int, length: int) -> bytes:
         """Bytes from ``start``, fewer than ``length`` only at the end of the file."""
         length = min(length, self.size - start)
-        data = os.pread(self._descriptor, length, start)
+        data = self._pread(length, start)
         if len(data) < length:
             return b"".join((data, *self.chunks(start + len(data), start + length)))
         return data

@@ -41,7 +41,7 @@ KNOWN_TO = {
     "thriftpy2": ["collector/scribe_service.py"],
     "urllib3": ["forwarders/influx_endpoint.py"],
     "uvloop": ["collector/listen.py", "collector/worker.py"],
-    "zstandard": ["formats/content_encoding.py", "forwarders/archive.py", "spool/cipher.py"],
+    "zstandard": ["formats/content_encoding.py", "forwarders/archive.py", "spool/cipher.py", "spool/retained.py"],
 }
 
 #: Library → the one that it is installed with.
