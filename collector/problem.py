@@ -8,13 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from formats.event import FormatError
-
 Environ = Mapping[str, Any]
 Headers = list[tuple[str, str]]
 
 PROBLEM_TYPE = "application/problem+json"
-FAILURES_SHOWN = 20
 
 #: On every answer: its type is what it says, and any page may load it.
 _ALWAYS = [
@@ -51,15 +48,7 @@ class Cors:
         return [*_ALWAYS]
 
 
-def problem(status: str, detail: str, failures: Sequence[FormatError] = (), *, failed: int = 0) -> bytes:
-    """A problem document; ``failures`` are listed with their positions, ``failed`` is how many there were."""
-    document: dict[str, object] = {
-        "type": "about:blank",
-        "title": status[4:],
-        "status": int(status[:3]),
-        "detail": detail,
-    }
-    if failures:
-        document["failed"] = failed
-        document["failures"] = [{"index": each.at, "reason": each.reason} for each in failures[:FAILURES_SHOWN]]
-    return json.dumps(document).encode("ascii")
+def problem(status: str, detail: str, members: Mapping[str, Any] | None = None) -> bytes:
+    """A problem document; ``members`` stand in it beside what all such documents have."""
+    document = {"type": "about:blank", "title": status[4:], "status": int(status[:3]), "detail": detail}
+    return json.dumps(document | dict(members or {})).encode("ascii")

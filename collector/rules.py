@@ -1,12 +1,11 @@
 """What becomes of the events of a request before they are stored: filters, then privacy."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from collector.filters import Filters
 from collector.privacy import Privacy
 from collector.receipt import Receipt
-from formats.event import FAILURES_KEPT, Decoded, Event, FormatError
+from formats.event import Decoded, Event
 from formats.pixel import Sender
 
 
@@ -33,31 +32,7 @@ class Rules:
         if not self._privacy.idle and events:
             events, received_ms = self._privacy.apply(events, sender, lambda *failure: broken.append(failure))
         filtered = len(offered) - len(events) - len(broken)
-        failures = _in_order(decoded, broken) if broken else decoded.failures
-        return Judged(events, received_ms, Receipt(len(events), filtered, decoded.failed + len(broken), failures))
-
-
-def _in_order(decoded: Decoded, broken: Sequence[tuple[Event, str]]) -> list[FormatError]:
-    """The first FAILURES_KEPT of all failures, by position in the body.
-
-    Each event of ``decoded`` stands behind the ones before it and the failures among them. Of more than FAILURES_KEPT
-    failures the decoder has not told where the later ones are; but then those are not among the first ones either.
-    """
-    reasons = {id(event): reason for event, reason in broken}
-    unread = iter(decoded.failures)
-    failures: list[FormatError] = []
-    position = 0
-    failure = next(unread, None)
-    for event in decoded.events:
-        while failure is not None and failure.at <= position:
-            failures.append(failure)
-            position += 1
-            failure = next(unread, None)
-        if len(failures) >= FAILURES_KEPT:
-            break
-        reason = reasons.get(id(event))
-        if reason is not None:
-            failures.append(FormatError(reason, position))
-        position += 1
-    failures += [each for each in (failure, *unread) if each is not None]
-    return failures[:FAILURES_KEPT]
+        if broken:
+            reasons = {id(event): reason for event, reason in broken}
+            decoded.refuse({i: reasons[id(event)] for i, event in enumerate(offered) if id(event) in reasons})
+        return Judged(events, received_ms, Receipt(len(events), filtered, decoded.failed, decoded.failures))

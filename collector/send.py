@@ -1,12 +1,13 @@
 """Post events to a running collector, as its clients do: in batches, waiting when it says so."""
 
+import contextlib
 import http.client
 import itertools
 import json
 import re
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ PATH = "/rest/1.0/event"
 BATCH_BYTES = 1024 * 1024
 TIMEOUT_S = 60.0
 RETRY_AFTER_S = 5.0  # when a 503 does not say
+TOLD = 20  # failures of one batch
 _COUNTS = re.compile(r"\[(\d+) successes\] \[(\d+) failures\]")
 
 
@@ -39,6 +41,22 @@ class Answer:
     status: int
     headers: dict[str, str]
     body: bytes
+
+
+class Result(msgspec.Struct):
+    """What became of one event; ``index`` is its place in the request, from 0."""
+
+    index: int
+    status: str
+    reason: str = ""
+
+
+class Results(msgspec.Struct):
+    """What became of the events of one request."""
+
+    accepted: int
+    failed: int
+    results: list[Result]
 
 
 def documents(source: BinaryIO) -> Iterator[bytes]:
@@ -78,18 +96,25 @@ def send(
     *,
     max_events: int = 1000,
     tries: int = 10,
+    api_key: str = "",
     tell: Callable[[str], None],
+    keep: Callable[[bytes], object] = lambda event: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Sent:
     """Post ``events`` to the collector at ``url``; ``tell`` gets its warnings, and why we wait.
 
-    A 503 is waited for as long as its Retry-After says, ``tries`` times in a row for the same batch.
-    Errors: CannotSend.
+    ``keep`` gets the events that were rejected. A 503 is waited for as long as its Retry-After says, ``tries`` times
+    in a row for the same batch. Errors: CannotSend.
     """
     sent = Sent()
+    headers = {"Content-Type": "application/json", "Prefer": "return=representation"}
+    if not (api_key.isascii() and api_key.isprintable()):
+        raise CannotSend("the API key is none: it holds characters that a header cannot")
+    if api_key:
+        headers["X-API-Key"] = api_key
     for batch in batches(events, max_events):
         for attempt in itertools.count(1):
-            answer = _post(url, b"\n".join(batch), sent)
+            answer = _post(url, b"\n".join(batch), headers, sent)
             if answer.status != 503:
                 break
             if attempt == tries:
@@ -97,11 +122,34 @@ def send(
             wait_s = _retry_after_s(answer)
             tell(f"503: {_detail(answer)}; again in {wait_s:g} s")
             sleep(wait_s)
-        _count(answer, batch, sent, tell)
+        results = _results(answer)
+        if results is not None:
+            _count_each(results, batch, sent, tell, keep)
+        else:
+            _count(answer, batch, sent, tell, keep)
     return sent
 
 
-def _count(answer: Answer, batch: Sequence[bytes], sent: Sent, tell: Callable[[str], None]) -> None:
+def _count_each(
+    results: Results, batch: Sequence[bytes], sent: Sent, tell: Callable[[str], None], keep: Callable[[bytes], object]
+) -> None:
+    """Count a batch of which the collector says what became of each event."""
+    before = sent.accepted + sent.rejected
+    bad = [each for each in results.results if each.status == "failed" and each.index < len(batch)]
+    for each in bad[:TOLD]:
+        tell(f"event {before + each.index + 1}: {each.reason}")
+    if results.failed > TOLD:
+        tell(f"and {results.failed - TOLD} more")
+    for index in [*(each.index for each in bad), *range(results.accepted + results.failed, len(batch))]:
+        keep(batch[index])
+    sent.accepted += results.accepted
+    sent.rejected += len(batch) - results.accepted
+
+
+def _count(
+    answer: Answer, batch: Sequence[bytes], sent: Sent, tell: Callable[[str], None], keep: Callable[[bytes], object]
+) -> None:
+    """Count a batch of which we know how many events were rejected, and not which."""
     warning = answer.headers.get("warning", "")
     counts = _COUNTS.search(warning)
     if answer.status == 202:
@@ -113,19 +161,32 @@ def _count(answer: Answer, batch: Sequence[bytes], sent: Sent, tell: Callable[[s
     elif answer.status in (400, 413):
         sent.rejected += len(batch)
         tell(f"{answer.status}: {warning or _detail(answer)}")
+        for event in batch:
+            keep(event)
     else:
         raise CannotSend(f"{answer.status}: {_detail(answer)}; {sent.accepted} events were accepted before")
 
 
-def _post(url: str, body: bytes, sent: Sent) -> Answer:
+def _results(answer: Answer) -> Results | None:
+    """What the collector says of each event, where it does."""
+    if "return=representation" not in answer.headers.get("preference-applied", ""):
+        return None
+    try:
+        return msgspec.json.decode(answer.body, type=Results)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _post(url: str, body: bytes, headers: Mapping[str, str], sent: Sent) -> Answer:
     """A connection for each post: it is cheap beside a thousand events, and never stale."""
     try:
         connection, path = _connection(url)
         try:
-            connection.request("POST", path, body, {"Content-Type": "application/json"})
+            with contextlib.suppress(BrokenPipeError):  # it has answered already, and does not want the rest
+                connection.request("POST", path, body, dict(headers))
             response = connection.getresponse()
-            headers = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, headers, response.read())
+            found = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, found, response.read())
         finally:
             connection.close()
     except (OSError, http.client.HTTPException) as exc:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 NAME_MAX_BYTES = 255
-FAILURES_KEPT = 20  # an answer lists no more, and a hostile body can hold millions
+FAILURES_KEPT = 20  # where nobody asks for more; a hostile body can hold millions
 FIELD_TYPES = ("bool", "byte", "i16", "i32", "i64", "double", "string")
 TIME_MIN_MS = -62_135_596_800_000  # 0001-01-01T00:00:00.000Z
 TIME_MAX_MS = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
@@ -81,17 +81,21 @@ class FormatError(ValueError):
 
 
 class Defaults(msgspec.Struct, frozen=True):
-    """What a request says about events that do not say it themselves (``name=``, ``date=``, ``gr=``)."""
+    """What a request says about events that do not say it themselves (``name=``, ``date=``, ``gr=``).
+
+    ``failures_kept``: of how many bad events the request wants to know.
+    """
 
     time_ms: int
     name: str | None = None
     granularity: Granularity = Granularity.HOURLY
+    failures_kept: int = FAILURES_KEPT
 
 
 class Decoded(msgspec.Struct):
     """A body as read: the good events in order, and what was wrong with the others.
 
-    ``failed`` counts all bad events; ``failures`` holds the first FAILURES_KEPT of them. ``runs`` says where all of
+    ``failed`` counts all bad events; ``failures`` holds the first ``kept`` of them. ``runs`` says where all of
     them stand in the body: first position and how many, of the first run of bad events, of the second, ...
     """
 
@@ -99,6 +103,7 @@ class Decoded(msgspec.Struct):
     failures: list[FormatError] = []
     failed: int = 0
     runs: list[int] = []
+    kept: int = FAILURES_KEPT
 
     def fail(self, reason: str, at: int, count: int = 1) -> None:
         """Count bad events: the one at position ``at`` of the body, or ``count`` of them from there on.
@@ -107,9 +112,9 @@ class Decoded(msgspec.Struct):
         """
         self.failed += count
         self._run(at, count)
-        kept = len(self.failures)
-        if kept < FAILURES_KEPT:
-            self.failures += [FormatError(reason, at + i) for i in range(min(count, FAILURES_KEPT - kept))]
+        room = self.kept - len(self.failures)
+        if room > 0:
+            self.failures += [FormatError(reason, at + i) for i in range(min(count, room))]
 
     def extend(self, part: "Decoded", position: int) -> None:
         """Add what was read of the body's next part, whose first value stands at ``position`` of the body."""
@@ -117,7 +122,7 @@ class Decoded(msgspec.Struct):
         self.failed += part.failed
         for first, count in _pairs(part.runs):
             self._run(position + first, count)
-        room = FAILURES_KEPT - len(self.failures)
+        room = self.kept - len(self.failures)
         self.failures += [FormatError(each.reason, position + each.at) for each in part.failures[:room]]
 
     def positions(self) -> Iterator[int]:
@@ -137,7 +142,7 @@ class Decoded(msgspec.Struct):
         ]
         self.events = [event for index, event in enumerate(self.events) if index not in reasons]
         self.failed += len(found)
-        self.failures = sorted([*self.failures, *found], key=lambda each: each.at)[:FAILURES_KEPT]
+        self.failures = sorted([*self.failures, *found], key=lambda each: each.at)[: self.kept]
         runs = sorted([*_pairs(self.runs), *((each.at, 1) for each in found)])
         self.runs = []
         for first, count in runs:

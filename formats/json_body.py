@@ -85,7 +85,7 @@ _VALUES = msgspec.json.Decoder(list[Raw])
 
 def decode_json(body: bytes, defaults: Defaults) -> Decoded:
     """Read a body. Errors: none; what is wrong stands in the result."""
-    decoded = Decoded()
+    decoded = Decoded(kept=defaults.failures_kept)
     try:
         body = _as_utf8(body)
     except UnicodeDecodeError as exc:

@@ -85,7 +85,7 @@ _EXTENSIONS = frozenset((0xC7, 0xC8, 0xC9, 0xD4, 0xD5, 0xD6, 0xD7, 0xD8))
 
 def decode_msgpack(body: bytes, defaults: Defaults) -> Decoded:
     """Read a body. Errors: none; what is wrong stands in the result."""
-    decoded = Decoded()
+    decoded = Decoded(kept=defaults.failures_kept)
     reader = _Reader(defaults)
     try:
         whole = body if body[:1] and body[0] in _ARRAYS else _as_array(body)

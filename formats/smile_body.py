@@ -27,7 +27,7 @@ BATCH_BYTES = 128 * 1024  # of JSON text that is judged together
 
 def decode_smile(body: bytes, defaults: Defaults) -> Decoded:
     """Read a body. Errors: none; what is wrong stands in the result."""
-    decoded = Decoded()
+    decoded = Decoded(kept=defaults.failures_kept)
     texts: list[bytes] = []
     waiting = stored = 0  # bytes of texts, and of the events that were made of the ones before
     for element in SmileReader(body).elements():
@@ -46,7 +46,7 @@ def decode_smile(body: bytes, defaults: Defaults) -> Decoded:
             decoded.fail("not an object with eventName and payload", _position(decoded), element)
     stored += _judge(texts, defaults, decoded)
     if stored > EVENTS_BYTES_MAX:
-        count, decoded = _position(decoded), Decoded()
+        count, decoded = _position(decoded), Decoded(kept=defaults.failures_kept)
         decoded.fail(f"the body's events take more than {EVENTS_BYTES_MAX} bytes", 0, count)
     return decoded
 

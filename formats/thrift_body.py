@@ -56,7 +56,7 @@ def decode_thrift(body: bytes, defaults: Defaults) -> Decoded:
     A frame that is in order, with an event that is not, costs that event; after a frame that is
     not in order nobody can say where the next one begins: the rest of the body is one failure.
     """
-    decoded = Decoded()
+    decoded = Decoded(kept=defaults.failures_kept)
     position = 0
     try:
         if not _is_stream(body):

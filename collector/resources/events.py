@@ -1,5 +1,6 @@
 """``POST /rest/1.0/event`` and ``POST /rest/1.0/beacon``: a body of events, judged one by one."""
 
+import json
 from collections.abc import Callable
 from urllib.parse import parse_qs
 
@@ -9,9 +10,10 @@ from collector.intake import Intake, TooMuch, Unavailable
 from collector.keys import Admitted, Guard
 from collector.resources.answers import malformed, preflight_headers, refused, unavailable, warning
 from collector.resources.body import BodyError, read_body
+from collector.resources.results import APPLIED, RESULTS_MAX, are_wanted, results
 from collector.sender import SenderReader
 from formats.content_encoding import TooLarge, UnknownEncoding, decode_body
-from formats.event import Decoded, Defaults, FormatError, check_name
+from formats.event import FAILURES_KEPT, Decoded, Defaults, FormatError, check_name
 from formats.json_body import decode_json
 from formats.msgpack_body import decode_msgpack
 from formats.smile_body import decode_smile
@@ -91,10 +93,12 @@ class EventsResource:
         if chosen is None:
             raise refused(falcon.HTTP_415, "the Content-Type is none that this address understands")
         source, decode = chosen
+        wants_results = are_wanted(req.env)
         try:
             body = self._read(req)
             sender = self._sender_of(req.env)
-            defaults = self._defaults(req.query_string, sender.received_ms)
+            failures_kept = RESULTS_MAX if wants_results else FAILURES_KEPT
+            defaults = _defaults(req.query_string, sender.received_ms, failures_kept)
         except FormatError as exc:
             self._intake.reject(source, 1)
             raise malformed(exc.reason, [exc], 1) from exc
@@ -108,11 +112,16 @@ class EventsResource:
             raise unavailable(str(exc)) from exc
         except TooMuch as exc:
             raise refused(falcon.HTTP_413, str(exc)) from exc
+        report = results(receipt) if wants_results else None
         if not receipt.taken:
             status = falcon.HTTP_403 if receipt.failed == forbidden else falcon.HTTP_400
-            raise malformed("no event could be accepted", receipt.failures, receipt.failed, status)
+            raise malformed("no event could be accepted", receipt.failures, receipt.failed, status, report)
         resp.status = falcon.HTTP_202
         resp.content_type = "text/plain"
+        if report is not None:
+            resp.content_type = "application/json"
+            resp.set_headers([APPLIED])
+            resp.data = json.dumps(report).encode("ascii")
         if receipt.failed:
             resp.set_header("Warning", warning(receipt.taken, receipt.failed, receipt.failures[0]))
 
@@ -135,17 +144,19 @@ class EventsResource:
         except BodyError as exc:
             raise FormatError(str(exc)) from exc
 
-    def _defaults(self, query: str, now_ms: int) -> Defaults:
-        """``name=``, ``date=`` and ``gr=``; a malformed one fails the request."""
-        if not query:
-            return Defaults(time_ms=now_ms)
-        values = parse_qs(query, keep_blank_values=True)
-        name, date, granularity = (values.get(key, [""])[0] for key in ("name", "date", "gr"))
-        try:
-            return Defaults(
-                name=check_name(name) if name else None,
-                time_ms=parse_date(date) if date.strip() else now_ms,
-                granularity=parse_granularity(granularity),
-            )
-        except FormatError as exc:
-            raise FormatError(f"name=, date= or gr= is malformed: {exc.reason}") from exc
+
+def _defaults(query: str, now_ms: int, failures_kept: int) -> Defaults:
+    """``name=``, ``date=`` and ``gr=``; a malformed one fails the request."""
+    if not query:
+        return Defaults(time_ms=now_ms, failures_kept=failures_kept)
+    values = parse_qs(query, keep_blank_values=True)
+    name, date, granularity = (values.get(key, [""])[0] for key in ("name", "date", "gr"))
+    try:
+        return Defaults(
+            name=check_name(name) if name else None,
+            time_ms=parse_date(date) if date.strip() else now_ms,
+            granularity=parse_granularity(granularity),
+            failures_kept=failures_kept,
+        )
+    except FormatError as exc:
+        raise FormatError(f"name=, date= or gr= is malformed: {exc.reason}") from exc

@@ -65,7 +65,8 @@ def test_pages_send_with_keys_and_read_every_refusal(pages: tuple[Any, Any, str,
             return page.evaluate(ASK, ["fetch", door, options])
 
         bearer = {"Authorization": f"Bearer {key}"}
-        assert post(shop, "PageBearer", **bearer)[0] == 202
+        first = post(shop, "PageBearer", Prefer="return=representation", **bearer)
+        assert (first[0], json.loads(first[2])["accepted"]) == (202, 1)
         assert post(shop, "PageHeader", X_API_Key=key)[0] == 202
         for status, name, body, headers in [
             (401, "NoKey", "", {}),

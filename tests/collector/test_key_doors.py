@@ -103,12 +103,33 @@ def test_names_are_judged_event_by_event(collector: RunningCollector, keys: dict
         202,
         '199 - "[1 successes] [2 failures] [the API key may not send events of this name, at event 0]"',
     )
+    wanted = collector.request("POST", EVENT, body("Other3", "Other4"), headers | {"Prefer": "return=representation"})
+
+    assert (wanted[0], [each["index"] for each in json.loads(wanted[2])["results"]]) == (403, [0, 1])
     assert none[0] == 403
     assert [each["index"] for each in json.loads(none[2])["failures"]] == [0, 1]
     assert mixed[0] == 400
     names = [event.name for event in stored_events(collector.spool)]
     assert "ShopA" in names
     assert not [name for name in names if name.startswith("Other")]
+
+
+def test_collector_send_brings_a_key_and_keeps_what_was_rejected(
+    collector: RunningCollector, keys: dict[str, str], tmp_path: Path
+) -> None:
+    key_file, rejected = tmp_path / "key", tmp_path / "rejected.jsonl"
+    key_file.write_text(keys["shop"] + "\n")
+    run = [sys.executable, "-m", "collector", "--config", str(collector.config), "send"]
+    run += ["--key-file", str(key_file), "--rejected", str(rejected)]
+    events = b'{"eventName": "ShopSent", "payload": {}}\n{"eventName":\n"Other6", "payload": {}}\n'
+
+    sent = subprocess.run(run, input=events, capture_output=True, check=False)
+    without = subprocess.run([*run[:6]], input=events, capture_output=True, check=False)
+
+    assert (sent.returncode, sent.stdout) == (1, b"1 events accepted, 1 rejected\n")
+    assert sent.stderr == b"event 2: the API key may not send events of this name\n"
+    assert rejected.read_bytes() == b'{"eventName": "Other6", "payload": {}}\n'
+    assert (without.returncode, without.stderr.startswith(b"401: an API key is needed")) == (1, True)
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 2000000", b"Transfer-Encoding: chunked"])

@@ -1,8 +1,11 @@
 """``collector send``: what it makes of files, and of a collector's answers."""
 
 import io
+import json
+import socket
 import threading
 from collections.abc import Iterator
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,6 +21,7 @@ class Collector(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.script: list[tuple[int, dict[str, str], bytes]] = []
         self.got: list[tuple[str, bytes]] = []
+        self.headers: Message = Message()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -27,6 +31,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.got.append((self.path, body))
+        self.server.headers = self.headers
         status, headers, answer = self.server.script.pop(0) if self.server.script else (202, {}, b"")
         self.send_response(status)
         for name, value in headers.items():
@@ -154,6 +159,70 @@ def test_a_warning_is_told_and_its_failures_are_counted(collector: Collector) ->
 
     assert (sent.accepted, sent.rejected) == (2, 2)
     assert told == [f"Warning: {warning}", "400: no event could be accepted"]
+
+
+def results(*statuses: str) -> tuple[dict[str, str], bytes]:
+    listed = [
+        {"index": i, "status": "failed" if each else "accepted", "reason": each} for i, each in enumerate(statuses)
+    ]
+    failed = sum(map(bool, statuses))
+    body = {"accepted": len(statuses) - failed, "failed": failed, "results": listed}
+    return {"Preference-Applied": "return=representation"}, json.dumps(body).encode()
+
+
+def test_each_rejected_event_is_named_and_kept(collector: Collector) -> None:
+    collector.script = [(202, *results("", "bad name")), (403, *results("", "not yours")), (400, *results("worse"))]
+    told: list[str] = []
+    kept: list[bytes] = []
+
+    sent = send([*EVENTS, b"4", b"5", b"6"], collector.url, max_events=2, tell=told.append, keep=kept.append)
+
+    assert (sent.accepted, sent.rejected) == (2, 4)
+    assert told == ["event 2: bad name", "event 4: not yours", "event 5: worse"]
+    assert kept == [EVENTS[1], b"4", b"5", b"6"]  # what stood behind a syntax error was not read
+
+
+def test_a_thousand_rejected_events_are_not_a_thousand_lines(collector: Collector) -> None:
+    collector.script = [(400, *results(*["bad"] * 1000))]
+    told: list[str] = []
+
+    sent = send([b"1"] * 1000, collector.url, tell=told.append)
+
+    assert (sent.rejected, len(told), told[-1]) == (1000, 21, "and 980 more")
+
+
+def test_the_key_goes_in_a_header(collector: Collector) -> None:
+    send(EVENTS, collector.url, api_key="ck_some", tell=print)
+
+    assert collector.headers["X-API-Key"] == "ck_some"
+    with pytest.raises(CannotSend, match="the API key is none"):
+        send(EVENTS, collector.url, api_key="ck\nsome", tell=print)
+
+
+def test_an_answer_before_the_end_of_the_body_is_read() -> None:
+    """A collector that refuses does not read bodies: what it says counts, not that it closes."""
+    answer = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 3\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    waited: list[float] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+        def refuse() -> None:
+            for _ in range(2):
+                connection, _ = listener.accept()
+                connection.recv(1024)
+                connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
+                connection.recv(1024)
+                connection.close()
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(CannotSend, match="gave up on the rest"):
+            send([b"x" * 20_000_000], url, tries=2, tell=print, sleep=waited.append)
+        thread.join()
+
+    assert waited == [3.0]
 
 
 @pytest.mark.parametrize(("status", "body"), [(404, b"nothing here"), (500, b""), (401, b'{"title": "no key"}')])
