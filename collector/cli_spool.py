@@ -11,6 +11,7 @@ import click
 from collector.cli_output import age, columns, progress, size
 from collector.cli_settings import Failed, json_option, settings_option
 from collector.cli_spool_key import key
+from collector.cli_spool_rescue import import_, recover
 
 if TYPE_CHECKING:
     from collector.settings import Settings
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def spool() -> None:
-    """Look at the spool; nothing here changes it."""
+    """The spool: look at it, and bring back what a crash or a dead machine left."""
 
 
-spool.add_command(key)
+for each in (import_, key, recover):
+    spool.add_command(each)
 
 
 @spool.command()

@@ -10,7 +10,6 @@ get their segments too, and keep them. A forwarder that is taken out of the sett
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import threading
@@ -25,7 +24,8 @@ from forwarders.orders import Gone
 from forwarders.skipping import Choice, Skipped
 from forwarders.status import Gauges, StatusFile
 from spool.ballast import Ballast
-from spool.directory import FILE_MODE, SEALED_SUFFIX, SpoolDirectory, SpoolError
+from spool.directory import SEALED_SUFFIX, SpoolDirectory, SpoolError
+from spool.flusher_lock import Locked, flusher_lock
 from spool.ledger import Ledger
 from spool.oddities import Oddities
 from spool.quarantine import Quarantine
@@ -42,10 +42,6 @@ DISTRIBUTE_S: Final = 0.15
 SALVAGE_S: Final = 5.0
 STOP_S: Final = 4.5
 _MEASURE_SHARE: Final = 50  # measuring a long backlog may take a fiftieth of the time
-
-
-class Locked(Exception):
-    """Another flusher works on this spool."""
 
 
 class Flusher:
@@ -168,16 +164,8 @@ class Flusher:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold LOCK. Errors: Locked, with its path."""
-        path = self._directory.path / "LOCK"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Locked(str(path)) from None
+        with flusher_lock(self._directory):
             yield
-        finally:
-            os.close(descriptor)
 
     def _begin(self) -> None:
         """Clean up after the dead, and make the queues of new forwarders."""

@@ -20,7 +20,7 @@ import errno
 import fcntl
 import logging
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from spool.ballast import BALLAST_NAME, Ballast, is_full
 from spool.directory import OPEN_SUFFIX, SEALED_SUFFIX, SpoolDirectory, SpoolError, fsync_directory
 from spool.oddities import Oddities
 from spool.quarantine import Quarantine
-from spool.reader import Record, SegmentReader, SegmentUnreadable
+from spool.reader import Damage, Record, SegmentReader, SegmentUnreadable
 from spool.record import Entry, RecordType, encode_records, encode_seal, encode_segment_header, seed_of
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,30 @@ def salvage_orphans(
     return salvaged
 
 
+def look_at_orphans(directory: SpoolDirectory) -> list[Salvaged]:
+    """What `salvage_orphans` would find, without changing anything; ``segment`` is the name it would have.
+
+    Errors: OSError.
+    """
+    found = []
+    for name in Oddities().regular_files(directory.opened, OPEN_SUFFIX):
+        path = directory.opened / name
+        with _orphan(path) as descriptor:
+            if descriptor is None:
+                continue
+            size = os.fstat(descriptor).st_size
+            try:
+                with SegmentReader(path) as reader:
+                    scanned = _scan(reader, lambda damage: None)
+            except SegmentUnreadable:
+                ranges = 1 if size else 0
+                found.append(Salvaged(name, None, 0, 0, 0, ranges, size, None if size else 0))
+                continue
+            target = name.removesuffix(OPEN_SUFFIX) + SEALED_SUFFIX if scanned.last else None
+            found.append(replace(scanned.result, segment=target, size=scanned.cut if target else 0))
+    return found
+
+
 @contextmanager
 def _orphan(path: Path) -> Generator[int | None]:
     """A locked descriptor of an ownerless file; None when it has an owner, or was just taken away by that."""
@@ -143,7 +167,7 @@ def _salvage(directory: SpoolDirectory, path: Path, descriptor: int, ballast: Ba
 def _salvage_readable(
     directory: SpoolDirectory, reader: SegmentReader, descriptor: int, quarantine: Quarantine, ballast: Ballast
 ) -> Salvaged:
-    found = _scan(reader, quarantine)
+    found = _scan(reader, lambda damage: quarantine.add_damage(reader, damage))
     if found.last is None:
         return _remove(reader.path, found.result)
     if found.cut < reader.size:
@@ -173,8 +197,8 @@ class _Found:
     cut: int
 
 
-def _scan(reader: SegmentReader, quarantine: Quarantine) -> _Found:
-    """Read an orphan to its end, and copy what is damaged."""
+def _scan(reader: SegmentReader, keep: Callable[[Damage], object]) -> _Found:
+    """Read an orphan to its end; ``keep`` is given what is damaged."""
     last: Record | None = None
     records = events = ranges = damaged_bytes = zeros = 0
     lost: int | None = 0
@@ -189,7 +213,7 @@ def _scan(reader: SegmentReader, quarantine: Quarantine) -> _Found:
         if part.zeros:
             zeros = part.end - part.start
             continue
-        quarantine.add_damage(reader, part)
+        keep(part)
         ranges, damaged_bytes = ranges + 1, damaged_bytes + part.end - part.start
         lost = None if lost is None or part.events is None else lost + part.events
     if zeros:

@@ -102,7 +102,7 @@ def ids_in(segment: Path) -> list[str]:
 def offsets_in(segment: Path) -> list[tuple[int, int]]:
     """Where the records of a segment lie."""
     with SegmentReader(segment) as reader:
-        return [(each.offset, each.end) for each in reader.records() if isinstance(each, Record)]
+        return [(each.offset, each.end) for each in reader.scan() if isinstance(each, Record)]
 
 
 class Bench:
