@@ -82,7 +82,7 @@ def _events_in(path: Path, keyring: "Keyring | None") -> int:
         if sealed is not None:
             return sealed
         with SegmentReader(path, keyring) as reader:
-            return sum(each.event_count for each in reader.records() if isinstance(each, Record))
+            return sum(each.event_count for each in reader.scan() if isinstance(each, Record))
     except (FileNotFoundError, KeyMissing, SegmentUnreadable):
         return 0
 

@@ -12,7 +12,6 @@ Nothing is taken out of it. Files go byte for byte, so what is encrypted stays s
 import contextlib
 import fcntl
 import os
-import stat
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,6 +27,7 @@ from spool.imports import Copy, Parcel
 from spool.item import Item, ItemName, entry_of, item_of_link, items_in
 from spool.key_name import KeyMissing, key_id
 from spool.reader import CHUNK_BYTES, Record, SegmentReader, SegmentUnreadable
+from spool.retention import retained_paths
 from spool.segment import encode_segment
 
 REST_MAX_BYTES: Final = 64 * 1024 * 1024  # of a longer segment all is sent again: its rest would be made in memory
@@ -97,12 +97,12 @@ def plan_import(source: SpoolDirectory, own: SpoolDirectory, forwarders: Collect
         if (source.quarantine_root / owner).is_dir():
             for item in items_in(source.quarantine_root / owner, owner, source.keyring):
                 _add_item(plan, source, own, item, forwarders, seen, targets)
-    for name in sorted(os.listdir(source.retain)):
-        key = f"retained/{name}"
+    for path in retained_paths(source):
+        key = f"retained/{path.name}"
         if key in seen:
             plan.seen += 1
-        elif stat.S_ISREG((source.retain / name).lstat().st_mode) and name.isprintable() and name[0] != ".":
-            plan.parcels.append(Parcel(name, (key,), (_file(source.retain / name, f"_retain/{name}"),)))
+        elif path.name.isprintable():
+            plan.parcels.append(Parcel(path.name, (key,), (_file(path, f"_retain/{path.name}"),)))
             plan.retained += 1
     return plan
 
@@ -112,21 +112,21 @@ def _segments(source: SpoolDirectory, plan: Plan) -> list[_Segment]:
     found: dict[str, _Segment] = {}
     places: list[tuple[Path, str | None]] = [(source.sealed, None)]
     places += [(source.queue_root / name, name) for name in source.queues()]
-    known: dict[int, str] = {}
+    known: dict[int, tuple[str, int]] = {}
     for place, queue in places:
         for name in sorted(os.listdir(place)):
             if not name.endswith(SEALED_SUFFIX) or item_of_link(name) or not name.isprintable():
                 continue
             path = place / name
-            status = path.lstat()
-            key = known.get(status.st_ino)
-            if key is None:
+            file = path.lstat().st_ino
+            if file not in known:
                 try:
-                    key = known[status.st_ino] = _key_of(source, path, plan)
+                    known[file] = _key_and_size(source, path, plan)
                 except OSError as exc:
                     plan.unreadable.append(f"{path}: {exc.strerror}")
                     continue
-            segment = found.setdefault(key, _Segment(name, path, status.st_size, key))
+            key, size = known[file]
+            segment = found.setdefault(key, _Segment(name, path, size, key))
             if queue is None:
                 segment.for_all = True
             elif queue not in segment.queues:
@@ -134,17 +134,18 @@ def _segments(source: SpoolDirectory, plan: Plan) -> list[_Segment]:
     return list(found.values())
 
 
-def _key_of(source: SpoolDirectory, path: Path, plan: Plan) -> str:
-    """The uuid of a segment; the name of a file that is none, and goes to quarantine when it is read."""
+def _key_and_size(source: SpoolDirectory, path: Path, plan: Plan) -> tuple[str, int]:
+    """The uuid of a segment, and its bytes when it is not compressed; of a file that is none (and goes to quarantine
+    when it is read) its name. Errors: OSError."""
     try:
         with SegmentReader(path) as reader:
             name = reader.header.key
             known = source.keyring.keys if source.keyring else ()
             if name and all(key.name != name for key in known):
                 plan.keys_missing.add(key_id(name))
-            return reader.header.uuid.hex()
+            return reader.header.uuid.hex(), reader.size
     except SegmentUnreadable:
-        return path.name
+        return path.name, path.lstat().st_size
 
 
 def _add_segment(

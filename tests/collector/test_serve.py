@@ -201,8 +201,7 @@ def test_a_port_in_use_is_one_sentence_and_exit_1(tmp_path: Path) -> None:
 
     assert ended.returncode == 1
     assert ended.stderr == (
-        f"collector serve: cannot listen on {bind}: another process listens there; "
-        "stop it, or choose another address\n"
+        f"collector serve: cannot listen on {bind}: another process listens there; stop it, or choose another address\n"
     )
 
 

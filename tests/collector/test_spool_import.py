@@ -48,7 +48,9 @@ class Dead:
         distribute(self.spool, ["old"])
         self._for_all()
         self._quarantined()
-        (self.spool.retain / "20260101T000000.000000Z-00.seg.zst").write_bytes(b"retained")
+        hour = self.spool.retain / "20260101T00"
+        hour.mkdir()
+        (hour / f"20260101T000000.000000Z-{'0' * 32}.seg").write_bytes(b"retained")
 
     def _partly_sent(self) -> Path:
         """The archive had the first of three records of this segment."""
