@@ -5,6 +5,7 @@ commit is over: only then is its status known.
 """
 
 import time
+from collections.abc import Collection
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -29,10 +30,13 @@ class AccessLog:
         """The last of these replies answers ``environ``."""
         self._notes.append((replies, len(replies) - 1, environ, environ.get("collector.began", time.monotonic())))
 
-    def write(self) -> None:
-        """Log everything noted."""
+    def write(self, unsettled: Collection[int]) -> None:
+        """Log what was noted, but for those whose list of replies (by its id) may still change."""
         notes, self._notes = self._notes, []
         for replies, position, environ, began in notes:
+            if id(replies) in unsettled:
+                self._notes.append((replies, position, environ, began))
+                continue
             head, _, body = replies[position].partition(b"\r\n\r\n")
             status, *lines = head.decode("latin-1").split("\r\n")
             response = SimpleNamespace(

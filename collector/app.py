@@ -86,6 +86,10 @@ class CollectorApp:
                 reason = exc.reason
         return reason
 
+    def waits_for_disk(self, held: Sequence[Held]) -> bool:
+        """Whether `commit` of these may take as long as the disk likes."""
+        return self._intake.waits_for_disk(held)
+
     def commit(self, held: Sequence[Held]) -> str | None:
         """Store what one tick's requests held. None: done; otherwise the reason why nothing of it is stored."""
         reason = self._intake.commit(held)
@@ -105,9 +109,10 @@ class CollectorApp:
         self._counters.count_answer(environ.get("PATH_INFO", ""), status)
 
     def observe(self, connections: int, buffered_bytes: int) -> None:
-        """Publish what only the server knows."""
+        """Publish what only the server knows, and how the spool is."""
         self._counters.set("connections", connections)
         self._counters.set("buffered_bytes", buffered_bytes)
+        self._intake.publish()
 
     def maintain(self) -> None:
         """To be called every 0.1 s: the interval's sync, sealing by age, probing a full disk."""

@@ -40,6 +40,7 @@ def open_entrance(settings: Settings, counters_in: Callable[[Path], Counters] = 
         segment_max_bytes=settings.spool.segment_max_bytes,
         segment_max_age_s=settings.spool.segment_max_age_s,
         on_sealed=counters.count_sealed,
+        on_synced=counters.count_sync,
     )
     marks = watermark(directory, settings.spool)
     gate = Gate(Switch.collection(directory), marks)

@@ -6,9 +6,10 @@ for all requests of an event-loop tick at once (``environ["collector.held"]``), 
 Nothing is counted as accepted, and no reply says 202, before its commit has returned.
 """
 
+import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from collector.gate import Gate
@@ -19,12 +20,17 @@ from collector.settings import DurabilitySettings
 from formats.envelope import encode_envelope
 from formats.event import Decoded
 from formats.pixel import Sender
+from spool.condition import SYNC_STALL_S
 from spool.group_commit import DiskStalled, GroupCommit
 from spool.record import EVENTS_MAX, PAYLOAD_MAX_BYTES
 from spool.watermark import Refusal
 from spool.writer import SpoolUnavailable, SpoolWriter
 
+log = logging.getLogger(__name__)
+
 MAINTAIN_S = 0.1
+READY_STALL_S = 4.0
+DISK_STALLED = "the spool's disk does not answer"
 
 
 @dataclass(slots=True)
@@ -52,9 +58,12 @@ class TooMuch(ValueError):
 class Intake:
     """Takes events from the doors and puts them into the spool.
 
-    Owner:   one process. Under the collector's own worker `commit` and `maintain` run on the event loop;
+    Owner:   one process. Under the collector's own worker `commit` and `maintain` are called one at a time;
              under any other server request threads commit together (spool/group_commit.py), and a daemon
              thread, started by the first of them, does `maintain`.
+    Stalls:  a disk call that hangs makes `refusal` say so after 5 s, `unready` a second earlier. Who asks must not
+             be the one that hangs: the own worker has a stand-in (stand_in.py), gunicorn's threads are several, but
+             a worker of one thread (``sync``) answers nobody while its disk hangs.
     Errors:  Unavailable when the spool cannot take the request now; TooMuch when it never could.
     """
 
@@ -65,6 +74,8 @@ class Intake:
         rules: Rules,
         durability: DurabilitySettings,
         counters: Counters,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.writer = writer
         self._gate = gate
@@ -78,7 +89,10 @@ class Intake:
         self._post_durability = durability.post
         self._interval_s = durability.interval_ms / 1000
         self._counters = counters
+        self._monotonic = monotonic
         self._unsynced_since: float | None = None
+        self._at_disk_since: float | None = None  # when the call of the writer began that has not returned
+        self._stalled = False
         self._group = GroupCommit(self.commit)
         self._starting = threading.Lock()
         self._maintainer: threading.Thread | None = None
@@ -96,7 +110,19 @@ class Intake:
         self._counters.count_refused(found.kind)
         return found.sentence
 
+    def unready(self) -> str | None:
+        """Why no more events should be sent here: `refusal`, or soon to be."""
+        if self._waits_longer_than(READY_STALL_S):
+            return DISK_STALLED
+        return self.refusal()
+
+    def _waits_longer_than(self, limit_s: float) -> bool:
+        since = self._at_disk_since
+        return since is not None and self._monotonic() - since > limit_s
+
     def _refusal(self) -> Refusal | None:
+        if self._waits_longer_than(SYNC_STALL_S):
+            return Refusal("unhealthy", DISK_STALLED)
         found = self._gate.refusal()
         if self.writer.state == "ok" or (found and found.kind == "collection_off"):
             return found
@@ -149,12 +175,25 @@ class Intake:
         """Count a request body, as it came."""
         self._counters.add("body_bytes_total", size)
 
+    def waits_for_disk(self, records: Sequence[Held]) -> bool:
+        """Whether `commit` of these will sync, and may so take as long as the disk likes."""
+        for record in records:
+            if record.durability == "commit":
+                return True
+        return self._interval_is_over() or self.writer.will_sync(sum(len(record.payload) for record in records))
+
+    def _interval_is_over(self) -> bool:
+        """Whether what was answered is so old that it must not get older: `maintain` is late."""
+        since = self._unsynced_since
+        return since is not None and self._monotonic() - since >= self._interval_s
+
     def commit(self, records: Sequence[Held]) -> str | None:
         """Append the records of one tick, or of one group of threads, and make them as durable as their doors promise.
 
         Returns None when all of them are in the spool, or the reason why none of them is.
         """
-        sync = False
+        sync = self._interval_is_over()
+        self._at_disk_since = self._monotonic()
         try:
             for record in records:
                 self.writer.append(record.payload, record.accepted, record.received_ns)
@@ -164,33 +203,48 @@ class Intake:
         except SpoolUnavailable as exc:
             self._counters.count_commit_failure(len(records), full=self.writer.state == "disk_full")
             return exc.reason
+        finally:
+            self._at_disk_since = None
         counters = self._counters
         counters.observe_commit(time.perf_counter() - started)
-        counters.count_commit(len(records), sum(len(record.payload) for record in records), synced=sync)
+        counters.count_commit(len(records), sum(len(record.payload) for record in records))
         for record in records:
             counters.count_events(record.source, record.accepted, record.filtered, record.rejected)
         if sync:
             self._unsynced_since = None
         elif self._unsynced_since is None and any(record.durability == "interval" for record in records):
-            self._unsynced_since = time.monotonic()
+            self._unsynced_since = self._monotonic()
         return None
 
     def maintain(self) -> None:
         """What is due by time: the interval's fdatasync, sealing by age, probing a full disk. Every MAINTAIN_S."""
-        since = self._unsynced_since
-        if since is not None and time.monotonic() - since + MAINTAIN_S > self._interval_s:
-            self._unsynced_since = None
-            self.writer.sync()
-        self.writer.maintain()
-        self._counters.publish_writer(self.writer.state, self.writer.open_bytes)
+        self._at_disk_since = self._monotonic()
+        try:
+            since = self._unsynced_since
+            if since is not None and self._at_disk_since - since + MAINTAIN_S > self._interval_s:
+                self._unsynced_since = None
+                self.writer.sync()
+            self.writer.maintain()
+        finally:
+            self._at_disk_since = None
+
+    def publish(self) -> None:
+        """Show what the state is, without asking the disk. Every MAINTAIN_S, also while the disk hangs."""
+        stalled = self._waits_longer_than(SYNC_STALL_S)
+        self._counters.publish_writer("unhealthy" if stalled else self.writer.state, self.writer.open_bytes)
+        if stalled != self._stalled:
+            self._stalled = stalled
+            if stalled:
+                log.error("the spool's disk does not answer", extra={"seconds": SYNC_STALL_S})
         self._gate.refusal()  # also without requests its changes are logged and shown
         self._counters.set("collection_off", int(self._gate.is_off))
 
     def close(self) -> None:
-        """Seal the open segment."""
-        with self._group.exclusive():
-            self.writer.close()
-            self._counters.publish_writer(self.writer.state, self.writer.open_bytes)
+        """Seal the open segment. Where the disk hangs it is left to recovery."""
+        with self._group.exclusive(SYNC_STALL_S) as is_free:
+            if is_free:
+                self.writer.close()
+                self._counters.publish_writer(self.writer.state, self.writer.open_bytes)
 
     def _ensure_maintainer(self) -> None:
         """Start the thread at the first request, after a fork (no thread survives one), and when it died of a bug."""
@@ -205,5 +259,7 @@ class Intake:
     def _maintain_for_ever(self) -> None:
         while True:
             time.sleep(MAINTAIN_S)
-            with self._group.exclusive():
-                self.maintain()
+            with self._group.exclusive(MAINTAIN_S) as is_free:
+                if is_free:
+                    self.maintain()
+            self.publish()

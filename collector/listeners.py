@@ -86,6 +86,10 @@ class Listeners:
             create: Any = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
             self._servers.append((sock, await create(make, sock=sock, **options), make))
 
+    def doors(self) -> list[tuple[socket.socket, Callable[[], asyncio.Protocol]]]:
+        """The sockets that are listened on without TLS, and what makes their connections."""
+        return [] if self._tls else [(sock, make) for sock, _, make in self._servers]
+
     def steer_away(self) -> None:
         """Let new connections go to the inherited sockets. To be repeated: another worker's `close` undoes it."""
         program = ctypes.create_string_buffer(CHOOSE_FIRST)

@@ -83,7 +83,7 @@ HTTP = (
     Metric("spool_appends_total", "counter", "Records (requests with events) appended to the spool."),
     Metric("spool_in_bytes_total", "counter", "Bytes of encoded events appended to the spool, without frames."),
     Metric("spool_commits_total", "counter", "Commits that succeeded: one write for all requests of a moment."),
-    Metric("spool_syncs_total", "counter", "Commits that also waited for the disk (fdatasync)."),
+    Metric("spool_syncs_total", "counter", "Waits for the disk (fdatasync) of commits, intervals and seals."),
     Metric("spool_commit_failures_total", "counter", "Commits that failed; all their requests were answered 503."),
     Metric("spool_commit_failed_requests_total", "counter", "Requests answered 503 because their commit failed."),
     Metric(
@@ -187,14 +187,16 @@ class Counters:
                 self._answers[key] = cell
         self.slot.cells[cell] += 1
 
-    def count_commit(self, records: int, payload_bytes: int, *, synced: bool) -> None:
+    def count_commit(self, records: int, payload_bytes: int) -> None:
         """Count a commit that succeeded."""
         cells = self.slot.cells
         cells[self._commits] += 1
         cells[self._appends] += records
         cells[self._in_bytes] += payload_bytes
-        if synced:
-            cells[self._syncs] += 1
+
+    def count_sync(self) -> None:
+        """Count a sync that succeeded."""
+        self.slot.cells[self._syncs] += 1
 
     def observe_commit(self, seconds: float) -> None:
         """Note how long a commit took."""

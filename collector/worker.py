@@ -22,6 +22,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -33,11 +34,12 @@ from gunicorn.sock import ssl_context
 from gunicorn.workers import base
 
 from collector.access import AccessLog
-from collector.environ import Environ
+from collector.environ import Environ, server_environ
 from collector.http_protocol import Connection
 from collector.hub import Hub
 from collector.limits import effective_limits
 from collector.listeners import DRAIN_S, Listeners
+from collector.stand_in import StandIn
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ CLOSE_S = 1.0  # of graceful_timeout, kept for the last commit and app.close()
 
 
 class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
-    """One worker process. Everything but the helper thread for large bodies happens on its loop."""
+    """One worker process. Everything happens on its loop, but for large bodies and waiting for the disk."""
 
     def init_process(self) -> None:
         signal.signal(signal.SIGTERM, self.handle_exit)  # until now it was the master's, and would be lost
@@ -106,8 +108,9 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
             self._loop.run_until_complete(self._serve())
         finally:
             if not self._aborted:
-                self._hub.end_tick()
-                if hasattr(app, "close"):
+                if not self._hub.finish(CLOSE_S):
+                    log.error("ended while the disk did not answer: what is open is left to recovery")
+                elif hasattr(app, "close"):
                     app.close()
             self._hub.bodies.stop()
 
@@ -116,9 +119,14 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         tls = ssl_context(self.cfg) if self.cfg.is_ssl else None
         await self._listeners.serve(self._connections, tls, self._hub.limits.header_timeout_s)
         self._maintain()
+        stand_in = StandIn(self._hub, [(sock, self._environ(sock), make) for sock, make in self._listeners.doors()])
         await self._wake.wait()
+        stand_in.stop()
         if not self._quick:
             await self._drain()
+
+    def _environ(self, sock: socket.socket) -> Environ:
+        return {**base_environ(self.cfg), **server_environ(sock, tls=False)}
 
     def _connections(self, server: Environ) -> Callable[[], Connection]:
         """What makes the connections of one listening socket."""

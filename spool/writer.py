@@ -76,14 +76,16 @@ class SpoolWriter:
         monotonic: Callable[[], float] = time.monotonic,
         wall_ns: Callable[[], int] = time.time_ns,
         on_sealed: Callable[[int], None] = lambda size: None,
+        on_synced: Callable[[], None] = lambda: None,
     ) -> None:
-        """Nothing is opened yet. ``on_sealed`` is called with the bytes of each sealed file."""
+        """Nothing is opened yet. ``on_sealed`` is called with the bytes of each sealed file, ``on_synced`` at syncs."""
         self._directory = directory
         self._segment_max_bytes = segment_max_bytes
         self._segment_max_age_s = segment_max_age_s
         self._monotonic = monotonic
         self._wall_ns = wall_ns
         self._on_sealed = on_sealed
+        self._on_synced = on_synced
         self._received_ns = self._created_ns = 0
         self._clock_is_behind = False
         self._begin()
@@ -120,6 +122,13 @@ class SpoolWriter:
     def open_bytes(self) -> int:
         """Size of the segment that is being written; 0 when there is none."""
         return self._segment.size if self._segment is not None else 0
+
+    def will_sync(self, length: int) -> bool:
+        """Whether a commit of ``length`` bytes must open or seal a segment, or has no room to keep them unsynced."""
+        segment = self._segment
+        if segment is None or segment.dirty or self._pid != os.getpid():
+            return True
+        return segment.size + length >= self._segment_max_bytes or not self._unsynced.has_room_for(length)
 
     def append(self, payload: bytes, event_count: int, received_ns: int) -> None:
         """Put one record into the pending batch, in memory. Errors: RecordTooLarge."""
@@ -293,6 +302,7 @@ class SpoolWriter:
     def _note_sync(self, started: float) -> bool:
         """Everything is on the disk; returns whether that was fast enough."""
         self.syncs += 1
+        self._on_synced()
         self._unsynced.synced()
         return self._condition.synced(self._monotonic() - started)
 

@@ -51,7 +51,7 @@ class ReadinessResource:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer ok, or why not."""
-        refusal = "this process is being stopped" if "collector.stopping" in req.env else self._intake.refusal()
+        refusal = "this process is being stopped" if "collector.stopping" in req.env else self._intake.unready()
         if refusal is not None:
             raise unavailable(refusal)
         resp.content_type = "text/plain"

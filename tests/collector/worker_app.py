@@ -2,7 +2,8 @@
 
 $STATE is a directory. A commit appends a line (JSON list of what was held) to ``commits`` there; ``pid``s of
 processes that were closed go to ``closed``. Files in it change what happens: ``refusing`` (its text is the reason),
-``broken`` (commits fail with its text), ``gate`` (a request for /wait goes on when it is gone).
+``broken`` (commits fail with its text), ``gate`` (a request for /wait goes on when it is gone), ``disk`` (commits
+and maintenance go on when it is gone; each leaves its kind in ``at_disk`` before).
 """
 
 import json
@@ -149,7 +150,17 @@ class App:
     def unwanted(self, environ) -> str | None:
         return _text("refusing")
 
+    def waits_for_disk(self, held) -> bool:
+        return True
+
+    def _use_disk(self, kind: str) -> None:
+        if (STATE / "disk").exists():
+            _append("at_disk", kind)
+        while (STATE / "disk").exists():
+            time.sleep(0.01)
+
     def commit(self, held) -> str | None:
+        self._use_disk("commit")
         broken = _text("broken")
         if broken == "raise":
             raise OSError("a bug in commit")
@@ -161,6 +172,7 @@ class App:
         return "503 Service Unavailable", [("Retry-After", "7"), ("X-Path", environ["PATH_INFO"])], reason.encode()
 
     def maintain(self) -> None:
+        self._use_disk("maintain")
         self.maintained += 1
         if self.maintained == 3:
             _append("maintained", str(os.getpid()))

@@ -1,0 +1,89 @@
+"""What was answered with "interval" is synced before it is older than the interval."""
+
+from pathlib import Path
+
+import pytest
+
+from collector.filters import Filters
+from collector.gate import Gate, watermark
+from collector.intake import Held, Intake
+from collector.metrics import Counters
+from collector.settings import load
+from spool.directory import SpoolDirectory
+from spool.switch import Switch
+from spool.writer import SpoolWriter
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Door:
+    """An intake with a clock, and the segments of its spool."""
+
+    def __init__(self, base: Path) -> None:
+        settings = load(None, {"COLLECTOR_SPOOL__PATH": str(base / "spool"), "COLLECTOR_SPOOL__MIN_FREE_BYTES": "0"})
+        directory = SpoolDirectory.open(base / "spool")
+        self.clock = Clock()
+        self.counters = Counters.http(directory.metrics)
+        self.writer = SpoolWriter(directory, on_synced=self.counters.count_sync, monotonic=self.clock)
+        gate = Gate(Switch.collection(directory), watermark(directory, settings.spool))
+        filters = Filters(settings.filters)
+        self.intake = Intake(self.writer, gate, filters, settings.durability, self.counters, monotonic=self.clock)
+
+    def put(self, durability: str = "interval") -> None:
+        assert self.intake.commit([Held("/1", "get_v1", b"event", 0, 1, 0, 0, durability)]) is None
+
+    def syncs(self) -> int:
+        return self.counters.slot.value("spool_syncs_total")
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Door:
+    return Door(tmp_path)
+
+
+def test_maintenance_syncs_before_the_interval_is_over_and_it_counts_as_a_sync(door: Door) -> None:
+    door.put()
+    door.intake.maintain()
+    assert door.writer.unsynced
+    before = door.syncs()
+
+    door.clock.now += 0.11  # the next maintenance comes in 0.1 s, and would be too late
+    door.intake.maintain()
+
+    assert not door.writer.unsynced
+    assert door.syncs() == before + 1
+
+
+def test_a_commit_syncs_itself_when_maintenance_is_late(door: Door) -> None:
+    door.put()
+    assert not door.intake.waits_for_disk([])
+    door.clock.now += 0.2
+    assert door.intake.waits_for_disk([])
+    door.put()
+
+    assert not door.writer.unsynced
+
+
+def test_the_interval_begins_again_with_the_first_event_after_a_sync(door: Door) -> None:
+    door.put()
+    door.clock.now += 0.15
+    door.put("commit")
+    door.put()
+    door.clock.now += 0.06
+    door.intake.maintain()
+
+    assert door.writer.unsynced
+
+
+def test_without_a_promise_nothing_is_synced(door: Door) -> None:
+    door.put("none")
+    door.clock.now += 1
+    door.intake.maintain()
+    door.put("none")
+
+    assert door.writer.unsynced
