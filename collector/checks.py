@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collector.event_settings import check_privacy
+from collector.event_settings import check_privacy, check_schemas
 from collector.tables import Finding
 from spool.key_file import KeyFileError, read_keys
 
@@ -42,6 +42,7 @@ def cross_check(settings: "Settings") -> Iterator[Finding]:
     if settings.scribe.enabled and not settings.scribe.allow and not _is_local(settings.scribe.bind):
         yield ("scribe",), "allow", [], "the listener knows no credentials: name the networks that may use it"
     yield from _files(settings)
+    yield from check_schemas(settings.schemas)
     yield from check_privacy(("privacy",), settings.privacy)
     for name, event in settings.events.items():
         if event.privacy is not None:

@@ -10,6 +10,7 @@ from collector.intake import Intake
 from collector.metrics import Counters
 from collector.privacy import Privacy
 from collector.rules import Rules
+from collector.schemas import Schemas
 from collector.settings import Settings
 from collector.spool_door import open_spool
 from spool.directory import SpoolDirectory
@@ -44,6 +45,10 @@ def open_entrance(settings: Settings, counters_in: Callable[[Path], Counters] = 
     )
     marks = watermark(directory, settings.spool)
     gate = Gate(Switch.collection(directory), marks)
-    rules = Rules(Filters(settings.filters), Privacy(settings.privacy, settings.events))
+    rules = Rules(
+        Filters(settings.filters),
+        Schemas(settings.schemas, settings.events),
+        Privacy(settings.privacy, settings.events),
+    )
     intake = Intake(writer, gate, rules, settings.durability, counters)
     return Entrance(directory, counters, marks, intake)

@@ -1,4 +1,4 @@
-"""What the settings say about events: ``[privacy]`` and ``[events.NAME]``, and what can be wrong with it.
+"""What the settings say about events, in ``[privacy]``, ``[schemas]`` and ``[events.NAME]``, and what can be wrong.
 
 ``[events.NAME.privacy]`` has the keys of ``[privacy]``. One that stands there counts in place of the one in
 ``[privacy]``, all of it: its lists are not added.
@@ -15,6 +15,9 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from collector.tables import Finding, Reader, Value, toml_key
+
+OnViolation = Literal["reject", "quarantine"]
+FieldType = Literal["string", "integer", "number", "boolean", "date"]
 
 HMAC_KEY_BYTES = range(16, 4097)
 DAY_MS = 86_400_000
@@ -34,14 +37,25 @@ class PrivacySettings:
 
 
 @dataclass(frozen=True)
+class SchemaSettings:
+    """``[schemas]``: JSON Schema files for events, and what is done with events that are not as they should be."""
+
+    directory: Path | None = None
+    on_violation: OnViolation = "reject"
+
+
+@dataclass(frozen=True)
 class EventSettings:
     """``[events.NAME]``: what is known of the events of one name.
 
-    ``fields`` are names for the fields of Thrift-like events; the first is field 1. ``privacy`` is None where
-    ``[privacy]`` counts.
+    ``fields`` are names for the fields of Thrift-like events; the first is field 1. ``types`` and ``required`` name
+    members of the payload. ``on_violation`` and ``privacy`` are None where ``[schemas]`` and ``[privacy]`` count.
     """
 
     fields: list[str] = field(default_factory=list)
+    types: dict[str, FieldType] = field(default_factory=dict)
+    required: list[str] = field(default_factory=list)
+    on_violation: OnViolation | None = None
     privacy: PrivacySettings | None = None
 
 
@@ -80,6 +94,27 @@ def check_privacy(table: tuple[str, ...], privacy: PrivacySettings) -> Iterator[
         wrong = _wrong_with_key_file(privacy.hmac_key_file)
         if wrong:
             yield table, "hmac_key_file", str(privacy.hmac_key_file), wrong
+
+
+def check_schemas(schemas: SchemaSettings) -> Iterator[Finding]:
+    """What is wrong with the files of the directory: everything, each with the file and the place in it."""
+    if schemas.directory is None:
+        return
+    try:
+        from collector.json_schemas import SchemaErrors, load_schemas  # not everybody has them installed
+    except ModuleNotFoundError as exc:
+        yield (
+            ("schemas",),
+            "directory",
+            str(schemas.directory),
+            f"needs {exc.name}: pip install 'event-collector[schemas]'",
+        )
+        return
+    try:
+        load_schemas(schemas.directory)
+    except SchemaErrors as exc:
+        for error in exc.errors:
+            yield ("schemas",), "directory", str(schemas.directory), error
 
 
 def read_hmac_key(path: Path) -> bytes:

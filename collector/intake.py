@@ -167,6 +167,10 @@ class Intake:
             raise Unavailable(reason)
         return receipt
 
+    def may_refuse(self, name: str) -> bool:
+        """Whether `accept` can refuse an event of this name although it could be read."""
+        return self._rules.may_refuse(name)
+
     def reject(self, source: str, rejected: int) -> None:
         """Count the events of a request that could not be read at all."""
         self._counters.count_events(source, 0, 0, rejected)

@@ -1,10 +1,11 @@
-"""What becomes of the events of a request before they are stored: filters, then privacy."""
+"""What becomes of the events of a request before they are stored: filters, then schemas, then privacy."""
 
 from typing import NamedTuple
 
 from collector.filters import Filters
 from collector.privacy import Privacy
 from collector.receipt import Receipt
+from collector.schemas import Schemas
 from formats.event import Decoded, Event
 from formats.pixel import Sender
 
@@ -20,16 +21,23 @@ class Judged(NamedTuple):
 class Rules:
     """The operator's rules for events, the same at every door. Owner: one process."""
 
-    def __init__(self, filters: Filters, privacy: Privacy) -> None:
+    def __init__(self, filters: Filters, schemas: Schemas, privacy: Privacy) -> None:
         self._filters = filters
+        self._schemas = schemas
         self._privacy = privacy
+
+    def may_refuse(self, name: str) -> bool:
+        """Whether an event of this name can fail here although it could be read."""
+        return self._schemas.may_refuse(name)
 
     def judge(self, decoded: Decoded, sender: Sender) -> Judged:
         """Those of a request's events that may be stored, as they may be stored."""
         offered = decoded.events
         events, received_ms = self._filters.keep(offered, sender), sender.received_ms
         broken: list[tuple[Event, str]] = []
-        if not self._privacy.idle and events:
+        if events and not self._schemas.idle:
+            events = self._schemas.judge(events, lambda *failure: broken.append(failure))
+        if events and not self._privacy.idle:
             events, received_ms = self._privacy.apply(events, sender, lambda *failure: broken.append(failure))
         filtered = len(offered) - len(events) - len(broken)
         if broken:

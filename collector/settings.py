@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from collector.checks import cross_check
-from collector.event_settings import EventSettings, PrivacySettings, read_event
+from collector.event_settings import EventSettings, PrivacySettings, SchemaSettings, read_event
 from collector.tables import Reader, Value, has_password, toml_key, toml_value
 from collector.tables import SettingsError as SettingsError  # callers of load() need it
 from forwarders.flush_settings import FlushSettings
@@ -194,6 +194,7 @@ class Settings:
     filters: FilterSettings = FilterSettings()
     admin: AdminSettings = AdminSettings()
     browser: BrowserSettings = field(default_factory=BrowserSettings)
+    schemas: SchemaSettings = field(default_factory=SchemaSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     log: LogSettings = LogSettings()
     events: Mapping[str, EventSettings] = field(default_factory=dict)
@@ -204,6 +205,7 @@ class Settings:
 SECTIONS: dict[str, type] = {
     "http": HttpSettings, "spool": SpoolSettings, "durability": DurabilitySettings, "scribe": ScribeSettings,
     "auth": AuthSettings, "filters": FilterSettings, "admin": AdminSettings, "browser": BrowserSettings,
+    "schemas": SchemaSettings,
     "privacy": PrivacySettings,
     "log": LogSettings,
 }  # fmt: skip

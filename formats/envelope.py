@@ -3,7 +3,7 @@
 msgpack, so that a person with any msgpack tool can read a spool:
 
     [1, source, received_ms, [event, ...]]
-    event = [name, time_ms, granularity, kind, payload, "", 0, ""]
+    event = [name, time_ms, granularity, kind, payload, "", 0, "", set_aside]
 
 The three empty places belong to `formats.event.Event`: the envelope says the source and the time of arrival once
 for all, and an id is where the record lies, which nobody knows before it is written.
@@ -34,7 +34,10 @@ _decode = msgspec.msgpack.Decoder(_Envelope).decode
 def encode_envelope(source: str, received_ms: int, events: list[Event]) -> bytes:
     """Pack the events of one request. What each event says of its own source, arrival and id is not kept."""
     if any(event.id for event in events):
-        events = [Event(event.name, event.time_ms, event.granularity, event.kind, event.payload) for event in events]
+        events = [
+            Event(each.name, each.time_ms, each.granularity, each.kind, each.payload, set_aside=each.set_aside)
+            for each in events
+        ]
     return _encode(_Envelope(VERSION, source, received_ms, events))
 
 

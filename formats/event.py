@@ -53,7 +53,8 @@ class Event(msgspec.Struct, array_like=True, gc=False):
     Units:  ``time_ms`` and ``received_ms`` are milliseconds since 1970, UTC.
     Shape:  ``payload`` is bytes (JSON, MSGPACK) or a list of Field (FIELDS), as ``kind`` says.
     ``source`` is the door it came through (``get_v1``, ``json``, ...); ``id`` is
-    ``<segment uuid hex>-<record offset hex>-<index>`` once it has been read from the spool.
+    ``<segment uuid hex>-<record offset hex>-<index>`` once it has been read from the spool. ``set_aside`` is why no
+    destination gets it until a person says so, or "".
     """
 
     name: str
@@ -64,6 +65,7 @@ class Event(msgspec.Struct, array_like=True, gc=False):
     source: str = ""
     received_ms: int = 0
     id: str = ""
+    set_aside: str = ""
 
 
 class FormatError(ValueError):

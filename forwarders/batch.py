@@ -65,6 +65,7 @@ class Batch:
     full: bool = False
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
+    set_aside: dict[str, list[Event]] = field(default_factory=dict)  # by segment; not to be sent
     ends: list[tuple[int, str]] = field(default_factory=list)  # (events up to here, the segment they are from)
 
     @property

@@ -312,7 +312,8 @@ class QueueReader:
 
     def decode(self, batch: Batch, choose: Callable[[list[Event]], list[Event]]) -> None:
         """Turn the batch's payloads into its events, those that ``choose`` gives back, and all of a replay: a person
-        wants those sent, and they leave quarantine afterwards. Errors: CannotQuarantine."""
+        wants those sent, and they leave quarantine afterwards. Those that are set aside are for quarantine, however
+        they came here. Errors: CannotQuarantine."""
         pieces, batch.pieces = batch.pieces[::-1], []
         current = pieces[-1].segment if pieces else ""
         replay = item_of_link(current) is not None
@@ -328,9 +329,13 @@ class QueueReader:
                 self._cut = (segment, record, events) if stop < record.event_count else None
                 events = events[start:stop]
             chosen = events if replay else choose(events)
-            batch.events += chosen
             if len(chosen) < len(events):
                 batch.tell(segment, Outcome(skipped=len(events) - len(chosen)))
+            if aside := [event for event in chosen if event.set_aside]:
+                batch.set_aside.setdefault(segment, []).extend(aside)
+                batch.tell(segment, Outcome(quarantined=len(aside)))
+                chosen = [event for event in chosen if not event.set_aside]
+            batch.events += chosen
         batch.ends.append((len(batch.events), current))
 
     def _events_of(self, segment: str, record: Record) -> list[Event]:

@@ -30,9 +30,11 @@ class Refusals:
         self._counters = counters
 
     def keep(self, batch: Batch, delivery: Delivery) -> None:
-        """Keep the events that the destination refused, and those that the forwarder fails on."""
+        """Keep the events that the destination refused, those that the forwarder fails on, and those set aside."""
         self._keep_events(batch, delivery.events, delivery.refused, "the destination refused it")
         self._keep_events(batch, delivery.events, delivery.failed, "the forwarder failed on it alone")
+        for segment, events in batch.set_aside.items():
+            self._add(segment, [_alone(each) for each in events], "set aside at the door", events[0].set_aside)
 
     def condemn(self, batch: Batch, piece: Piece, reason: str) -> None:
         """Keep a record whole and undecoded, because processes die of it, and take it out of the batch."""
@@ -61,7 +63,8 @@ class Refusals:
 
 
 def _alone(event: Event) -> RefusedRecord:
-    """One event as a record of its own, which says where it came from."""
+    """One event as a record of its own, which says where it came from. It is not set aside again: a replay sends it."""
     uuid, offset, index = parse_event_id(event.id)
-    payload = encode_envelope(event.source, event.received_ms, [event])
+    clear = Event(event.name, event.time_ms, event.granularity, event.kind, event.payload)
+    payload = encode_envelope(event.source, event.received_ms, [clear])
     return RefusedRecord(Origin(uuid, offset, (index,)), payload, 1, event.received_ms * 1_000_000)

@@ -54,7 +54,7 @@ def decode_and_send(
     events: list[Event] = []
     for piece in pieces:
         with contextlib.suppress(Exception):  # it does not decode, which is another matter
-            decoded = piece.decode()
+            decoded = [event for event in piece.decode() if not event.set_aside]
             events += decoded if item_of_link(piece.segment) else choose(decoded)
     forwarder, delivery = make(), Delivery(events)
     while not delivery.settled and not delivery.hopeless:

@@ -25,6 +25,8 @@ NOBODY_IMPORTS = {"scripts", "tests"}
 
 #: Library → the modules of ours that may know it. A library that is not named here is not to be imported.
 KNOWN_TO = {
+    "jsonschema": ["collector/json_schemas.py"],
+    "referencing": ["collector/json_schemas.py"],
     "bson": ["forwarders/bson_document.py", "forwarders/mongodb.py"],
     "click": ["collector/cli*.py"],
     "cryptography": ["spool/cipher.py"],

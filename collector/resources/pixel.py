@@ -85,6 +85,8 @@ class PixelShortcut:
             event = parse_pixel(environ["QUERY_STRING"], base64=self._base64, sender=sender)
         except FormatError:
             return None
+        if self._intake.may_refuse(event.name):
+            return None
         if self._rate is not None and self._rate.take(sender.client_ip):
             return None
         self._intake.accept(self._source, Decoded([event]), sender, path=environ["PATH_INFO"], held=held)

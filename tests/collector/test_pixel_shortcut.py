@@ -20,6 +20,8 @@ QUERIES = [
     "v=Caf%C3%A9,s%2541,xdate,xhost,xpath,xua,xip&date=1230865445006&gr=daily&t=123",
     "v=E,810,d1.5,b1",
     "v=Dropped,s",
+    "v=Strict,sx",
+    "v=Strict,,sx",
     "v=Hello",
     "v=E,4x",
     "",
@@ -40,6 +42,7 @@ HEADERS: list[dict[str, str]] = [
 def application(base: Path, **http: str) -> Iterator[CollectorApp]:
     settings = {"COLLECTOR_SPOOL__PATH": str(base / "spool"), "COLLECTOR_FILTERS__EVENT_NAME": '["^Dropped$"]'}
     settings |= {"COLLECTOR_SPOOL__MIN_FREE_BYTES": "0"} | {f"COLLECTOR_HTTP__{key}": http[key] for key in http}
+    settings["COLLECTOR_EVENTS__Strict__REQUIRED"] = '["1"]'
     app = create_app(load(None, settings))
     yield app
     app.close()
@@ -124,14 +127,14 @@ def test_both_hold_a_client_to_its_rate(tmp_path: Path, headers: dict[str, str])
 def test_both_count_alike(app: CollectorApp, tmp_path: Path) -> None:
     def counted(wsgi: Any) -> dict[str, int]:
         before = read_all(tmp_path / "spool" / "_metrics").http
-        for query in ("v=Dropped,s", "v=E,4x", "v=Hello,"):
+        for query in ("v=Dropped,s", "v=E,4x", "v=Strict,,sx", "v=Hello,"):
             ask(wsgi, "/1", query, {})
         after = read_all(tmp_path / "spool" / "_metrics").http
         return {name: after[name] - before[name] for name in after if after[name] != before[name]}
 
     assert counted(app) == counted(app._routes) == {
         "events_total/get_v1/filtered": 1,
-        "events_total/get_v1/rejected": 1,
+        "events_total/get_v1/rejected": 2,
         "answers_total/pixel/202": 1,
-        "answers_total/pixel/400": 1,
+        "answers_total/pixel/400": 2,
     }  # fmt: skip

@@ -31,7 +31,7 @@ OPTED_OUT = ({"HTTP_DNT": "1"}, {"HTTP_SEC_GPC": "1"})
 
 
 @contextmanager
-def collector(base: Path, **tables: dict[str, Any]) -> Iterator[Callable[..., str]]:
+def collector(base: Path, **tables: dict[str, Any]) -> Iterator[Callable[..., Any]]:
     """Gives a function that sends one request to an application with these tables, and returns its status."""
     key_file = base / "hmac.key"
     key_file.write_bytes(KEY + b"\n")
@@ -50,8 +50,10 @@ def collector(base: Path, **tables: dict[str, Any]) -> Iterator[Callable[..., st
 
 
 def ask(
-    app: CollectorApp, path: str, body: bytes = b"", content_type: str = "", *, peer: str = "192.0.2.77", **headers: str
-) -> str:
+    app: CollectorApp, path: str, body: bytes = b"", content_type: str = "", *,
+    peer: str = "192.0.2.77", whole: bool = False, **headers: str,
+) -> Any:  # fmt: skip
+    """The status of the reply; or, ``whole``, with its headers and body."""
     path, _, query = path.partition("?")
     environ = {
         "REQUEST_METHOD": "POST" if content_type else "GET", "PATH_INFO": path, "QUERY_STRING": query,
@@ -59,9 +61,10 @@ def ask(
         "SERVER_PROTOCOL": "HTTP/1.1", "REMOTE_ADDR": peer, "wsgi.input": io.BytesIO(body),
         "wsgi.errors": io.StringIO(), "wsgi.url_scheme": "http", "SCRIPT_NAME": "", **headers,
     }  # fmt: skip
-    statuses: list[str] = []
-    app(environ, lambda status, headers, exc_info=None: statuses.append(status))
-    return statuses[0][:3]
+    replies: list[tuple[str, Any]] = []
+    text = b"".join(app(environ, lambda status, headers, exc_info=None: replies.append((status, headers))))
+    [(status, answered)] = replies
+    return (status[:3], {name.lower(): value for name, value in answered}, text) if whole else status[:3]
 
 
 def stored(base: Path) -> list[Event]:

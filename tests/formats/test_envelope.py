@@ -57,7 +57,7 @@ def test_events_that_were_moved_keep_their_ids() -> None:
 def test_the_bytes_are_those_of_the_docstring() -> None:
     payload = encode_envelope("json", 9, [event("E")])
 
-    assert msgpack.unpackb(payload) == [VERSION, "json", 9, [["E", 5, 2, 0, b'{"a":1}', "", 0, ""]]]
+    assert msgpack.unpackb(payload) == [VERSION, "json", 9, [["E", 5, 2, 0, b'{"a":1}', "", 0, "", ""]]]
 
 
 @pytest.mark.parametrize(
