@@ -42,6 +42,7 @@ class CollectorApp:
         self,
         routes: falcon.App[Any, Any],
         shortcuts: Mapping[str, PixelShortcut],
+        keys: Keys | None,
         guards: Mapping[str, Guard],
         cors: Cors,
         intake: Intake,
@@ -50,6 +51,7 @@ class CollectorApp:
     ) -> None:
         self._routes = routes
         self._shortcuts = shortcuts
+        self._keys = keys
         self._guards = guards
         self.common_headers = cors.headers
         self._intake = intake
@@ -117,6 +119,9 @@ class CollectorApp:
     def maintain(self) -> None:
         """To be called every 0.1 s: the interval's sync, sealing by age, probing a full disk."""
         self._intake.maintain()
+        if self._keys is not None:
+            self._keys.look()
+            self._counters.set("api_keys_state", self._keys.state)
 
     def close(self) -> None:
         """Seal the open segment; the last call."""
@@ -160,11 +165,10 @@ def _refuse_key(req: falcon.Request, resp: falcon.Response, error: KeyRefused, p
     raise refused(error.status, error.reason, error.headers)
 
 
-def _guards(auth: AuthSettings) -> tuple[dict[str, Guard], Guard]:
+def _guards(auth: AuthSettings, keys: Keys | None) -> tuple[dict[str, Guard], Guard]:
     """Who is asked for a key: the POST doors that are, by path, and whoever reads figures."""
-    if auth.keys_file is None:
+    if keys is None:
         return {}, no_guard
-    keys = Keys(auth.keys_file)
     doors = ([EVENT, BEACON] if auth.beacon_requires_key else [EVENT]) if auth.post_requires_key else []
     return dict.fromkeys(doors, keys.guard("post")), keys.guard("read") if auth.read_requires_key else no_guard
 
@@ -184,7 +188,8 @@ def create_app(settings: Settings | None = None) -> CollectorApp:
     limit = http.max_body_bytes
     cors = Cors(http.cors_origins)
     rate = PixelRate(http.pixel_rate_per_s, http.pixel_burst) if http.pixel_rate_per_s else None
-    guards, read_guard = _guards(settings.auth)
+    keys = Keys(settings.auth.keys_file) if settings.auth.keys_file else None
+    guards, read_guard = _guards(settings.auth, keys)
 
     routes: falcon.App[Any, Any] = falcon.App(middleware=[_EveryAnswer(counters, cors)])
     routes.req_options.strip_url_path_trailing_slash = True
@@ -210,4 +215,4 @@ def create_app(settings: Settings | None = None) -> CollectorApp:
         "/1": PixelShortcut(intake, sender_of, rate, cors, base64=False),
         "/2": PixelShortcut(intake, sender_of, rate, cors, base64=True),
     }
-    return CollectorApp(routes, shortcuts, guards, cors, intake, counters, settings)
+    return CollectorApp(routes, shortcuts, keys, guards, cors, intake, counters, settings)

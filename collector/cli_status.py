@@ -63,6 +63,8 @@ def sentences(found: dict[str, Any], now_s: float) -> Iterator[tuple[str, str]]:
             yield item["code"], _forwarder(item, found, now_s)
         elif item["type"] == "WriterHealthCheck" and item["code"] != "OK" and pids["http"]:
             yield item["code"], f"spool cannot be written: {item['message']}"
+        elif item["type"] == "ApiKeysHealthCheck" and item["code"] != "OK":
+            yield item["code"], item["message"]
         elif item["type"] == "ScribeHealthCheck":
             yield item["code"], f"Scribe listener at {item['figures']['address']}: {item['message']}"
     if orphans := found["places"]["orphaned"]["segments"]:

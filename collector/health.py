@@ -9,7 +9,7 @@ figures stand as JSON numbers in ``figures``.
 
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from collector.gate import off_sentence
 from collector.metrics import OUTCOMES, REFUSALS, SOURCES, WRITER_STATES, Totals, read_all
@@ -36,6 +36,7 @@ class Health:
         self._watermark = watermark
         self._forwarders = settings.forwarders
         self._scribe = settings.scribe
+        self._keys_file = settings.auth.keys_file
 
     def report(self, location: str) -> dict[str, Any]:
         """The report as JSON values. ``location`` is the address it was asked for under."""
@@ -47,6 +48,8 @@ class Health:
         if not self._forwarders:
             items.append(_item("ForwarderHealthCheck", "WARN", "no forwarder is configured: events stay in the spool"))
         items += [self._disk(totals), self._collection(totals)]
+        if self._keys_file is not None:
+            items.append(self._api_keys(totals))
         return {
             "location": location,
             "size": len(items),
@@ -173,6 +176,16 @@ class Health:
         if off:
             message += f", {off_sentence(off)}"
         return _item("CollectionHealthCheck", "WARN" if off else "OK", message, figures)
+
+    def _api_keys(self, totals: Totals) -> Item:
+        """What the workers make of the file of API keys, the worst of them."""
+        state = max((each.values.get("api_keys_state", 0) for each in totals.live if each.kind == "http"), default=0)
+        code, message = (
+            ("OK", "the API keys are read"),
+            ("WARN", "the API keys cannot be read: the last good ones hold"),
+            ("ERROR", "the API keys cannot be read: requests that need one are answered 503"),
+        )[min(state, 2)]
+        return _item("ApiKeysHealthCheck", cast("Code", code), f"{message}, file: {self._keys_file}", {"state": state})
 
 
 def _forwarder_code(settings: ForwarderSettings, figures: Mapping[str, Any], status: ForwarderStatus | None) -> Code:

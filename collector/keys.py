@@ -12,6 +12,7 @@ so. Where there was no good one yet, requests are answered 503 and not 401, for 
 import hashlib
 import hmac
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -69,15 +70,15 @@ class Keys:
         self._keys: dict[str, tuple[ApiKey, Admitted]] | None = None
         self._seen: tuple[int, ...] = ()
         self._failure = ""
-        self._look()
+        self._look_at = -math.inf
+        self.look()
 
     def judge(self, environ: Mapping[str, Any], scope: Scope) -> Admitted:
         """The request's key, when it may do what ``scope`` says; nothing but headers is looked at.
 
         Errors: KeyRefused: 401 without a valid key, 403 when it lacks the scope, 503 while no key can be known.
         """
-        if self._monotonic() >= self._look_at:
-            self._look()
+        self.look()
         keys = self._keys
         if keys is None:
             retry = [("Retry-After", str(retry_after_s()))]
@@ -102,9 +103,17 @@ class Keys:
         """The guard of a door for which a key needs this scope."""
         return partial(self.judge, scope=scope)
 
-    def _look(self) -> None:
-        """Read the file when it is not the one that was read last."""
-        self._look_at = self._monotonic() + LOOK_S
+    @property
+    def state(self) -> int:
+        """0: the file is read; 1: it cannot be, the last good one holds; 2: there has been no good one."""
+        return (1 if self._keys is not None else 2) if self._failure else 0
+
+    def look(self) -> None:
+        """Read the file when it is time to look, and when it is not the one that was read last."""
+        now = self._monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + LOOK_S
         try:
             found = self._path.stat()
             seen = (found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)

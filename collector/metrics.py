@@ -95,6 +95,7 @@ HTTP = (
     Metric("commit_seconds", "histogram", "How long commits took.", buckets=COMMIT_BUCKETS_S),
     Metric("writer_state", "gauge", "The spool's writer: 0 takes records, 1 the disk is full, 2 the disk fails."),
     Metric("collection_off", "gauge", "1 while a person has switched collection off."),
+    Metric("api_keys_state", "gauge", "The file of API keys: 0 read, 1 broken: the last good one holds, 2 never read."),
     Metric("open_segment_bytes", "gauge", "Size of the segment that is being written."),
     Metric("connections", "gauge", "Open client connections."),
     Metric("buffered_bytes", "gauge", "Bytes of request bodies in memory."),

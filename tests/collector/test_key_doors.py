@@ -1,14 +1,18 @@
 """A collector whose POST doors, and figures, want an API key: who gets in, and what the others are told."""
 
 import contextlib
+import io
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from collector.app import create_app
+from collector.settings import load
 from tests.collector.worker_server import Client, Reply
 from tests.services.child import wait_until
 from tests.services.collector import RunningCollector, stored_events
@@ -25,6 +29,35 @@ def command(collector: RunningCollector, *arguments: str) -> str:
 
 def body(*names: str) -> bytes:
     return json.dumps([{"eventName": name, "payload": {}} for name in names]).encode()
+
+
+def api_keys(collector: RunningCollector) -> tuple[str, str]:
+    """What the health report says of the keys."""
+    items = json.loads(collector.get("/1.0/healthcheck")[2])["items"]
+    [item] = [item for item in items if item["type"] == "ApiKeysHealthCheck"]
+    return item["code"], item["message"]
+
+
+class Unread(io.BytesIO):
+    """A body that nobody may look at."""
+
+    def read(self, *_: object) -> bytes:
+        raise AssertionError("the body was read")
+
+
+def test_under_any_server_a_key_is_judged_before_the_body_is_read(tmp_path: Path) -> None:
+    settings = {"SPOOL__PATH": tmp_path / "spool", "AUTH__KEYS_FILE": tmp_path / "keys.toml"}
+    environ = {f"COLLECTOR_{name}": str(value) for name, value in settings.items()}
+    (tmp_path / "keys.toml").touch()
+    app = create_app(load(None, environ | {"COLLECTOR_AUTH__POST_REQUIRES_KEY": "true"}))
+    request: dict[str, Any] = {"REQUEST_METHOD": "POST", "PATH_INFO": EVENT, "CONTENT_LENGTH": "8000000"}
+    request |= {"SERVER_NAME": "x", "SERVER_PORT": "80", "wsgi.url_scheme": "http", "wsgi.errors": io.StringIO()}
+    answers: list[str] = []
+
+    app(request | {"wsgi.input": Unread()}, lambda status, headers, exc_info=None: answers.append(status))
+    app.close()
+
+    assert answers == ["401 Unauthorized"]
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +224,10 @@ def test_beacons_can_be_let_in_without_a_key(tmp_path: Path) -> None:
         status, headers, _ = running.post(body("Event"))
         assert status == 503  # there is no file of keys yet: a client must not drop its events for that
         assert headers["Retry-After"]
+        assert api_keys(running)[0] == "ERROR"
         key = command(running, "add")
         with_key = {"Content-Type": "application/json", "X-API-Key": key}
         wait_until(lambda: running.request("POST", EVENT, body("Event"), with_key)[0] == 202, 5, "the file is noticed")
+        (tmp_path / "keys.toml").write_text("[[[")
+        wait_until(lambda: api_keys(running)[0] == "WARN", 5, "the health report says that it is broken")
+        assert running.request("POST", EVENT, body("Event"), with_key)[0] == 202
