@@ -48,8 +48,19 @@ def cross_check(settings: "Settings") -> Iterator[Finding]:
         if event.privacy is not None:
             yield from check_privacy(("events", name, "privacy"), event.privacy)
     for forwarder in settings.forwarders:
-        if not forwarder.flush.names:
-            yield ("forwarders", forwarder.name), "names", [], 'expected at least one pattern, such as "*"'
+        flush, table = forwarder.flush, ("forwarders", forwarder.name)
+        if not flush.names:
+            yield table, "names", [], 'expected at least one pattern, such as "*"'
+        limits = (flush.max_lag_bytes, flush.max_lag_s) != (None, None)
+        if flush.required and limits:
+            yield (
+                table,
+                "required",
+                True,
+                "a required forwarder gives nothing up: max_lag needs required = false",
+            )
+        if not flush.required and not limits:
+            yield table, "required", False, "say how far an optional forwarder may lag: max_lag_bytes or max_lag_s"
 
 
 def _key_file(path: Path) -> Iterator[Finding]:

@@ -119,7 +119,7 @@ FORWARDER = (
     Metric("retries_total", "counter", "Sends repeated because the destination was not available."),
     Metric("failures_total", "counter", "Sends that failed, for whatever reason."),
     Metric("quarantined_events_total", "counter", "Events refused for good and put into quarantine."),
-    Metric("skipped_events_total", "counter", "Events that the forwarder's names do not want."),
+    Metric("skipped_events_total", "counter", "Events that its names, sample or limits leave out."),
     Metric("dropped_events_total", "counter", "Events that a person took out of its queue unsent."),
     Metric("damaged_ranges_total", "counter", "Damaged ranges met in segments."),
     Metric("duplicates_possible_total", "counter", "Events sent again because it was not known whether they arrived."),

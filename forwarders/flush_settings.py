@@ -1,6 +1,7 @@
 """What every ``[forwarders.NAME]`` table can say, and what the flusher is given for each forwarder."""
 
 import fnmatch
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,12 @@ class FlushSettings:
     away what others gave, and when all of them take away the rest is given. Others are counted as skipped. What a
     person replays is sent whatever its name.
 
+    ``sample``: the share of these events that it gets, chosen by their ids: a repeat chooses the same, and so does
+    every other forwarder. The others are counted as skipped; a replay is sent whole.
+
+    ``required``: what waits for it counts as the backlog, which ends in 503. What waits for an optional one does not:
+    it is given up, and counted as skipped, oldest segments first, beyond ``max_lag_bytes`` or ``max_lag_s``.
+
     ``start``, for a forwarder that has no queue yet: ``oldest`` gives it every segment that is still in another
     forwarder's queue or retained, and whatever comes. ``now`` gives it segments that are sealed after the flusher
     first starts with it; of those that lie sealed at that moment it gets the ones that no other forwarder is to get
@@ -33,10 +40,14 @@ class FlushSettings:
     """
 
     enabled: bool = True
+    required: bool = True
+    max_lag_bytes: Annotated[int, Meta(ge=1)] | None = None
+    max_lag_s: Annotated[float, Meta(gt=0)] | None = None
     batch_max_events: Annotated[int, Meta(ge=1)] = 5000
     batch_max_bytes: Annotated[int, Meta(ge=1)] = 8 * 1024 * 1024
     batch_max_age_s: Annotated[float, Meta(ge=0)] = 1.0
     names: list[str] = field(default_factory=lambda: ["*"])
+    sample: Annotated[float, Meta(ge=0, le=1)] = 1.0
     start: Literal["oldest", "now"] = "oldest"
 
 
@@ -85,6 +96,24 @@ class Names:
     def choose(self, events: list[Event]) -> list[Event]:
         """The events that the forwarder gets, in their order."""
         return events if self.all else [event for event in events if self.wants(event.name)]
+
+
+class Wanted:
+    """Which events a forwarder gets: those of its names, and of these a sample."""
+
+    def __init__(self, flush: FlushSettings) -> None:
+        self._names = Names(flush.names)
+        self._below = None if flush.sample >= 1 else int(flush.sample * 2**64)
+
+    def choose(self, events: list[Event]) -> list[Event]:
+        """The events that the forwarder gets, in their order."""
+        chosen = self._names.choose(events)
+        return chosen if self._below is None else [event for event in chosen if _share(event.id) < self._below]
+
+
+def _share(event_id: str) -> int:
+    """An event's place in a sample, from 0 to 2^64: evenly spread, and for ever the same."""
+    return int.from_bytes(hashlib.blake2b(event_id.encode(), digest_size=8).digest(), "big")
 
 
 def _any_of(patterns: Sequence[str]) -> re.Pattern[str]:

@@ -15,12 +15,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Final
 
 from forwarders.flush_settings import Configured, Counters, FlushSettings
 from forwarders.lane import Lane
 from forwarders.lane_thread import LaneThread
 from forwarders.orders import Gone
+from forwarders.relief import Relief
 from forwarders.skipping import Choice, Skipped
 from forwarders.status import Gauges, StatusFile
 from spool.ballast import Ballast
@@ -31,7 +33,7 @@ from spool.oddities import Oddities
 from spool.quarantine import Quarantine
 from spool.queue import Queue, distribute, start_queue
 from spool.recovery import salvage_orphans, sweep_tmp
-from spool.retention import Retention
+from spool.retention import Retention, is_from_retention
 
 __all__ = ["EXIT_LOCKED", "Configured", "Counters", "FlushSettings", "Flusher", "Locked"]
 
@@ -63,6 +65,7 @@ class Flusher:
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._retention = retention
+        self._relief = Relief(directory, forwarders, self._give_up)
         self._directory = directory
         self._working: list[Configured] = []  # those that have a queue
         self._waiting = list(forwarders)  # for one that cannot be made now
@@ -151,11 +154,28 @@ class Flusher:
         configured = next(each for each in (*self._working, *self._waiting) if each.name == name)
         if self._runs and configured.flush.enabled:
             raise Gone("the flusher is starting; try once more")
+        with self._lane_of_nobody(configured) as lane:
+            return lane.drop(choice)
+
+    def _give_up(self, configured: Configured, segments: Sequence[str]) -> Future[None]:
+        """Have an optional forwarder give up segments. Errors: OSError, SpoolError."""
+        thread = self._threads.get(configured.name)
+        if thread is not None and thread.lane is not None:
+            return thread.lane.relieve(segments)
+        done: Future[None] = Future()
+        if thread is None and not (self._runs and configured.flush.enabled):
+            with self._lane_of_nobody(configured) as lane:
+                lane.give_up(segments)
+        done.set_result(None)
+        return done
+
+    @contextlib.contextmanager
+    def _lane_of_nobody(self, configured: Configured) -> Iterator[Lane]:
+        """A lane for a queue that no thread works on."""
         with self._alone:
-            status = self._status_file(configured)
-            lane = self._lane(configured, status)
+            lane = self._lane(configured, self._status_file(configured))
             try:
-                return lane.drop(choice)
+                yield lane
             finally:
                 lane.close()
 
@@ -217,6 +237,9 @@ class Flusher:
         if self._retention is not None:
             with self._tolerating("retention"):
                 self._retention.step()
+            if self._retention.exhausted and self._relief.optional:
+                with self._tolerating("room"):
+                    self._relief.make_room()
         now = self._monotonic()
         if now >= self._salvage_at:
             self._salvage_at = now + SALVAGE_S
@@ -243,6 +266,7 @@ class Flusher:
                 released=lambda size: self._count("released_bytes_total", size),
                 partly=self._partly,
                 ledger=self._ledger,
+                optional=self._relief.optional,
                 retain=self._retention is not None and self._retention.keeps,
             )
             self._count("segments_distributed_total", handed_out)
@@ -257,12 +281,14 @@ class Flusher:
                 self._count("quarantined_ranges_total", each.damaged_ranges)
 
     def _measure(self) -> None:
-        """Add up the bytes of all segments that anybody still has to do, and show the queues nobody works on."""
+        """Add up the bytes of all segments that a required forwarder, also a former one, still has to do; look after
+        the queues that nobody works on."""
         seen: dict[int, int] = {}
-        for path in (self._directory.sealed, *(self._directory.queue_root / name for name in self._directory.queues())):
+        required = (name for name in self._directory.queues() if name not in self._relief.optional)
+        for path in (self._directory.sealed, *(self._directory.queue_root / name for name in required)):
             with os.scandir(path) as entries:
                 for entry in entries:
-                    if entry.name.endswith(SEALED_SUFFIX):
+                    if entry.name.endswith(SEALED_SUFFIX) and not is_from_retention(self._directory, entry.name):
                         with contextlib.suppress(FileNotFoundError):  # it was finished a moment ago
                             seen[entry.inode()] = entry.stat(follow_symlinks=False).st_size
         with self._counters_lock:
@@ -272,6 +298,7 @@ class Flusher:
                 queue = Queue(self._directory, each.name)
                 queue.refresh()
                 Gauges(queue, each.counters).show(None, (), None)
+        self._relief.keep_limits()
 
     # For the lanes
 
@@ -292,6 +319,7 @@ class Flusher:
             quarantine=Quarantine(self._directory, ballast=self._ballast),
             released=lambda size: self._count("released_bytes_total", size),
             range_quarantined=lambda: self._count("quarantined_ranges_total", 1),
+            optional=self._relief.optional,
             monotonic=self._monotonic,
             wall_ns=self._wall_ns,
         )

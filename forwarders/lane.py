@@ -18,19 +18,20 @@ import random
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future
 from typing import Final
 
 from forwarders.batch import Batch
 from forwarders.contract import Forwarder, Unavailable
 from forwarders.delivery import Delivery
-from forwarders.flush_settings import Configured, Names
+from forwarders.flush_settings import Configured, Wanted
+from forwarders.lag_limit import LagLimit
 from forwarders.orders import Orders
 from forwarders.progress import Progress
 from forwarders.queue_reader import CannotQuarantine, QueueReader
 from forwarders.refusals import Refusals
-from forwarders.skipping import Choice, Skipped, dropped, leave_out
+from forwarders.skipping import Choice, Skipped, dropped, leave_out, skipped
 from forwarders.standing import Standing
 from forwarders.status import Gauges, StatusFile
 from forwarders.suspicion import Suspicion
@@ -66,6 +67,7 @@ class Lane:
         quarantine: Quarantine,
         released: Callable[[int], None],
         range_quarantined: Callable[[], None],
+        optional: Container[str] = (),
         monotonic: Callable[[], float] = time.monotonic,
         wall_ns: Callable[[], int] = time.time_ns,
         uniform: Callable[[float, float], float] = random.uniform,
@@ -76,11 +78,12 @@ class Lane:
         self._flush = configured.flush
         self._make = configured.make
         self._counters = configured.counters
-        self._names = Names(configured.flush.names)
+        self._wanted = Wanted(configured.flush)
         self._refusals = Refusals(quarantine, self.name, configured.counters)
         self._monotonic = monotonic
         self._wall_ns = wall_ns
-        self._queue = Queue(directory, self.name, monotonic=monotonic)
+        self._queue = Queue(directory, self.name, optional=optional, monotonic=monotonic)
+        self._lag_limit = LagLimit(configured.flush, monotonic=monotonic, wall_ns=wall_ns)
         self._reader = QueueReader(
             self._queue,
             quarantine,
@@ -107,7 +110,7 @@ class Lane:
             self._progress,
             self._refusals,
             survived=lambda pieces: survives(
-                lambda: decode_and_send(pieces, self._names.choose, self._make), self._stopping.is_set
+                lambda: decode_and_send(pieces, self._wanted.choose, self._make), self._stopping.is_set
             ),
         )
         self._wake = threading.Event()
@@ -195,10 +198,14 @@ class Lane:
         paused = self._orders.pause()
         if paused is None and self._standing.is_paused:
             self._standing.resume()
-        if paused is None and now < self._standing.not_before:
-            return self._standing.not_before - now
         try:
-            wait = self._rest(paused) if paused else self._proceed(now, drain=drain)
+            self.give_up(self._lag_limit.overdue(self._queue, self._reader.finishing))
+            if paused is not None:
+                wait = self._rest(paused)
+            elif now < self._standing.not_before:
+                wait = self._standing.not_before - now
+            else:
+                wait = self._proceed(now, drain=drain)
         except (OSError, SpoolError, CannotQuarantine) as exc:
             wait = self._hindered(exc)
         self._gauges.show(next(iter(self._reader.begun), None), self._reader.finishing, self._standing.status)
@@ -261,7 +268,7 @@ class Lane:
 
     def _decode(self, batch: Batch) -> Delivery:
         try:
-            self._reader.decode(batch, self._names.choose)
+            self._reader.decode(batch, self._wanted.choose)
         except BaseException:
             self._again, self._batch = tuple(batch.ranges), None  # half decoded: plan it anew
             raise
@@ -335,21 +342,35 @@ class Lane:
     def drop(self, choice: Choice) -> Skipped:
         """Take segments out of the queue unsent; for the lane's own thread, or when none runs. Errors: OSError."""
         self._queue.refresh()
-        skipped = self._leave_out(choice.of(self._queue, self._reader.finishing))
-        self._counters.add("dropped_events_total", skipped.events)
-        if skipped.segments:
-            log.warning("segments dropped by a person", extra={"forwarder": self.name, **skipped._asdict()})
-        return skipped
+        left_out = self._leave_out(choice.of(self._queue, self._reader.finishing), dropped)
+        self._counters.add("dropped_events_total", left_out.events)
+        if left_out.segments:
+            log.warning("segments dropped by a person", extra={"forwarder": self.name, **left_out._asdict()})
+        return left_out
 
-    def _leave_out(self, segments: Sequence[str]) -> Skipped:
+    def give_up(self, segments: Sequence[str]) -> None:
+        """Take segments out of the queue unsent, because an optional forwarder must not hold them any longer."""
+        segments = [name for name in segments if self._queue.size_of(name) and name not in self._reader.finishing]
+        if segments:
+            left_out = self._leave_out(segments, skipped)
+            self._counters.add("skipped_events_total", left_out.events)
+            self._standing.lags(left_out._asdict())
+
+    def relieve(self, segments: Sequence[str]) -> Future[None]:
+        """As `give_up`, from another thread: the disk needs the room."""
+        answer = self._orders.ask(lambda: self.give_up(segments))
+        self._wake.set()
+        return answer
+
+    def _leave_out(self, segments: Sequence[str], outcome_of: Callable[[int], Outcome]) -> Skipped:
         under_way = {each.segment for each in (self._batch.ranges if self._batch else self._again or ())}
         if not under_way.isdisjoint(segments):
             self._batch = self._delivery = self._again = None  # planned anew, without them
             self._repeated = True
             self._standing.hasten()
-        skipped = leave_out(self._reader, segments, dropped)
+        left_out = leave_out(self._reader, segments, outcome_of)
         self._progress.tidy()
-        return skipped
+        return left_out
 
     def _hurry(self) -> None:
         self._orders.hurry = True

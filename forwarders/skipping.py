@@ -75,6 +75,11 @@ def dropped(events: int) -> Outcome:
     return Outcome(dropped=events)
 
 
+def skipped(events: int) -> Outcome:
+    """The forwarder is optional, and lags too far."""
+    return Outcome(skipped=events)
+
+
 def _events_in(path: Path, keyring: "Keyring | None") -> int:
     """How many events a segment holds: what its seal says, or its records, where they can be read."""
     try:

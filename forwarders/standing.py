@@ -7,7 +7,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from forwarders.backoff import Backoff
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 STOPPED_S: Final = 60.0
 _REASONS_REMEMBERED: Final = 100
+_LAGS_EVERY_S: Final = 60.0
 
 
 class Standing:
@@ -38,6 +39,8 @@ class Standing:
         self._backoff = Backoff(uniform)
         self._monotonic = monotonic
         self._reasons: set[str] = set()
+        self._given_up: dict[str, int] = {}
+        self._lags_at = -math.inf
 
     @property
     def status(self) -> ForwarderStatus | None:
@@ -108,6 +111,16 @@ class Standing:
     def hasten(self) -> None:
         """Try again now, whatever the wait."""
         self.not_before = -math.inf
+
+    def lags(self, given_up: Mapping[str, int]) -> None:
+        """An optional forwarder gave up what it had no more time or room for; said once a minute."""
+        for what, count in given_up.items():
+            self._given_up[what] = self._given_up.get(what, 0) + count
+        if self._monotonic() >= self._lags_at:
+            self._lags_at = self._monotonic() + _LAGS_EVERY_S
+            extra = {"forwarder": self._forwarder, **self._given_up}
+            log.warning("optional forwarder lags, its oldest segments are skipped", extra=extra)
+            self._given_up.clear()
 
     def _begin_anew(self, but: str | None = None) -> None:
         self._reasons.clear()

@@ -105,14 +105,14 @@ class Gauges:
         """Set them. ``begun`` is the segment that is partly done, ``finishing`` those that are done but still there."""
         head = begun or self._queue.next_segment(finishing)
         if head != self._head:
-            self._head, self._head_ms = head, _created_ms(head) if head else 0
+            self._head, self._head_ms = head, created_ms(head) if head else 0
         self._counters.set("queue_segments", self._queue.count)
         self._counters.set("queue_bytes", self._queue.size)
         self._counters.set("oldest_pending_ms", self._head_ms)
         self._counters.set("state", STATES.index(status.state) if status else 0)
 
 
-def _created_ms(segment: str) -> int:
+def created_ms(segment: str) -> int:
     """When a segment was begun, as its name says; 0 when it says nothing."""
     try:
         created = datetime.strptime(segment[:23], "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC)

@@ -35,7 +35,7 @@ from spool.item import LINK_SEPARATOR, item_of_link
 from spool.ledger import Ledger
 from spool.oddities import Oddities
 from spool.quarantine import Quarantine
-from spool.retention import is_kept, keep, retained_paths
+from spool.retention import is_from_retention, keep, retained_paths
 from spool.seal import read_seal
 
 log = logging.getLogger(__name__)
@@ -58,13 +58,14 @@ def distribute(
     partly: dict[str, set[str]] | None = None,
     ledger: Ledger | None = None,
     retain: bool = False,
+    optional: Container[str] = (),
 ) -> int:
     """Hand every sealed segment in ``_spool`` to every forwarder; returns how many left ``_spool``.
 
-    With no forwarder they stay. ``released`` is told the bytes of a segment that every forwarder had finished before
-    it was unlinked here, as `Queue.finish` returns them. ``partly``, to be kept between calls, remembers which queues
-    have had a segment that another cannot be given: they may have finished it. ``ledger`` is told what every queue
-    was given. ``retain``: segments go from ``_spool`` to ``_retain``. Errors: OSError.
+    With no forwarder they stay. ``released`` is told the bytes of a segment that with this left the backlog: that every
+    forwarder, but for those that are ``optional``, had finished before. ``partly``, to be kept between calls, remembers
+    which queues have had a segment that another cannot be given: they may have finished it. ``ledger`` is told what
+    every queue was given. ``retain``: segments go from ``_spool`` to ``_retain``. Errors: OSError.
     """
     partly = {} if partly is None else partly
     oddities = oddities or Oddities()
@@ -95,7 +96,7 @@ def distribute(
             _enter(ledger, directory.sealed, linked, [queue.name for queue in queues])
         for name in linked:
             with contextlib.suppress(FileNotFoundError):
-                if size := _leave(directory, name, retain=retain):
+                if size := _leave(directory, name, retain=retain, optional=optional):
                     released(size)
             partly.pop(name, None)
         done += len(linked)
@@ -155,10 +156,13 @@ class Queue:
         directory: SpoolDirectory,
         forwarder: str,
         *,
+        optional: Container[str] = (),
         oddities: Oddities | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``optional``: the forwarders whose queues do not count for the backlog."""
         self.path = directory.queue(forwarder)
+        self._optional = optional
         self.keyring = directory.keyring
         self._directory = directory
         self._forwarder = forwarder
@@ -194,6 +198,10 @@ class Queue:
         """Pending bytes, as last read; those of a half read segment count whole."""
         return self._bytes
 
+    def size_of(self, segment: str) -> int:
+        """The bytes of a pending segment, as last read; 0 of any other."""
+        return self._sizes.get(segment, 0)
+
     def refresh(self) -> None:
         """Read the directory, if it may have changed and reading it is not too dear. Errors: OSError."""
         if self._names and self._monotonic() - self._read_at < self._read_took_s / READ_SHARE:
@@ -204,15 +212,16 @@ class Queue:
     def finish(self, segment: str) -> int:
         """Take a segment out of the queue, everything of it being delivered or in quarantine.
 
-        Returns the bytes that this gave back to the disk (0 while another queue holds the segment), to be
-        subtracted from the backlog. A segment that is gone already is logged. One that cannot be unlinked is
-        logged, no longer pending, and tried again later. Finishing a replay also removes its item from quarantine.
+        Returns its bytes when no required forwarder has the segment any more, to be subtracted from the backlog: 0
+        while another one has it, and for a queue that is optional itself. A segment that is gone already is logged.
+        One that cannot be unlinked is logged, no longer pending, and tried again later. Finishing a replay also
+        removes its item from quarantine.
         """
         path = self.path / segment
         released = 0
         try:
             item_removed = self._quarantine.replayed(segment)  # before the link: a crash in between repeats both
-            size = _unlink(self._directory, path)
+            size = _unlink(self._directory, path, self._optional)
             released = 0 if item_of_link(segment) else size  # a replay's bytes never were in the backlog
             if item_removed:
                 log.info("replay finished", extra={"forwarder": self._forwarder, "item": segment})
@@ -325,16 +334,17 @@ def _same(path: Path, other: Path) -> bool:
     return os.path.samestat(os.lstat(path), os.lstat(other)) or filecmp.cmp(path, other, shallow=False)
 
 
-def _unlink(directory: SpoolDirectory, path: Path) -> int:
-    """Unlink a segment in a queue; returns its bytes when no queue has it any more. Errors: OSError."""
+def _unlink(directory: SpoolDirectory, path: Path, optional: Container[str]) -> int:
+    """Unlink a segment in a queue; returns its bytes when with that it left the backlog. Errors: OSError."""
     with _UNLINKING:
         status = os.lstat(path)
-        links = status.st_nlink - is_kept(directory, path)
         path.unlink()
-    return status.st_size if links == 1 else 0
+        counts = path.parent.name not in optional and not _is_wanted(directory, path.name, optional)
+        counts = counts and not is_from_retention(directory, path.name)
+    return status.st_size if counts else 0
 
 
-def _leave(directory: SpoolDirectory, name: str, *, retain: bool) -> int:
+def _leave(directory: SpoolDirectory, name: str, *, retain: bool, optional: Container[str]) -> int:
     """Take a segment that was handed out away from ``_spool``; returns as `_unlink`."""
     path = directory.sealed / name
     with _UNLINKING:
@@ -343,4 +353,11 @@ def _leave(directory: SpoolDirectory, name: str, *, retain: bool) -> int:
             keep(directory, path)
         else:
             path.unlink()
-    return status.st_size if status.st_nlink == 1 else 0
+        counts = not _is_wanted(directory, name, optional)
+    return status.st_size if counts else 0
+
+
+def _is_wanted(directory: SpoolDirectory, name: str, optional: Container[str]) -> bool:
+    """Whether a segment is part of the backlog: not handed out yet, or in the queue of a required forwarder."""
+    places = [directory.sealed, *(directory.queue_root / each for each in directory.queues() if each not in optional)]
+    return any(os.path.lexists(place / name) for place in places)

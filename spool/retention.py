@@ -47,6 +47,7 @@ class Retention:
     Owner:  one thread of the flusher; `step` does one slow thing at a time (compresses one segment, looks at one
             folder, deletes some files) and returns.
     ``keeps``: whether segments are kept at all; where not, those that are there stay until the disk needs their room.
+    ``exhausted``: the disk needs room, and there is nothing left here to be deleted.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Retention:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.keeps = bool(max_age_s or max_bytes)
+        self.exhausted = False
         self._directory = directory
         self._root = directory.retain
         self._watermark = watermark
@@ -79,7 +81,9 @@ class Retention:
         if self._unread is None:
             self._unread = deque(sorted(_hours(self._root)))
             self._sizes = dict.fromkeys(self._unread, 0)
+        self.exhausted = False
         if self._disk_is_low():
+            self.exhausted = not self._sizes and not self._drop_uncompressed()
             self._drop_oldest("the disk needs the room")
         elif self._unread:
             hour = self._unread.popleft()
@@ -116,8 +120,6 @@ class Retention:
         """Delete some of the oldest files; with ``until`` no more than it takes to have so few bytes."""
         hour = min(self._sizes, default=None)
         if hour is None:
-            if until is None:
-                self._drop_uncompressed()
             return
         paths = sorted(_files(self._root / hour))
         dropped = 0
@@ -132,11 +134,14 @@ class Retention:
         if dropped:
             log.info("retained segments deleted", extra={"hour": hour, "segments": dropped, "reason": reason})
 
-    def _drop_uncompressed(self) -> None:
+    def _drop_uncompressed(self) -> int:
+        dropped = 0
         for name in sorted(name for name in os.listdir(self._root) if name.endswith(SEALED_SUFFIX))[:_DROPS_AT_ONCE]:
             with contextlib.suppress(FileNotFoundError):
                 if os.lstat(self._root / name).st_nlink == 1:
                     (self._root / name).unlink()
+                    dropped += 1
+        return dropped
 
     def _forget(self, hour: str) -> None:
         self._sizes.pop(hour, None)
@@ -193,12 +198,9 @@ def keep(directory: SpoolDirectory, path: Path) -> None:
     path.unlink(missing_ok=True)  # a rename onto another name of the same file does nothing
 
 
-def is_kept(directory: SpoolDirectory, path: Path) -> bool:
-    """Whether one of the names of a segment in a queue is in ``_retain``. Errors: OSError."""
-    try:
-        return os.path.samestat(os.lstat(directory.retain / path.name), os.lstat(path))
-    except FileNotFoundError:
-        return False
+def is_from_retention(directory: SpoolDirectory, name: str) -> bool:
+    """Whether a segment was put into a queue from among those that all had delivered: it is none of the backlog."""
+    return os.path.lexists(directory.retain / name[:_HOUR_CHARS] / name)
 
 
 def retained_paths(directory: SpoolDirectory) -> Iterator[Path]:

@@ -150,6 +150,14 @@ def test_every_error_is_listed_with_its_file_and_path(tmp_path: Path) -> None:
         ('admin.bind = "x"', 'admin.bind = "x": expected HOST:PORT, [IPV6]:PORT or unix:PATH'),
         ('admin.bind = ":8081"', 'admin.bind = ":8081": commands over TCP need keys: set auth.keys_file'),
         (
+            "forwarders.archive.max_lag_s = 1.0",
+            "forwarders.archive.required = true: a required forwarder gives nothing up: max_lag needs required = false",
+        ),
+        (
+            "forwarders.archive.required = false",
+            "forwarders.archive.required = false: say how far an optional forwarder may lag: max_lag_bytes or max_lag_s",
+        ),
+        (
             'http.trusted_proxies = ["10.0.0.0/8", "10.0.0.1/8"]',
             'http.trusted_proxies = "10.0.0.1/8": expected a network such as 10.0.0.0/8: 10.0.0.1/8 has host bits set',
         ),

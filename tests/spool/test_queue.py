@@ -433,7 +433,7 @@ def test_a_backlog_of_fifty_thousand_segments_is_listed_once_and_in_little_memor
 
     def counting(path: object) -> object:
         nonlocal reads
-        reads += 1
+        reads += str(path) == str(queue.path)
         return real_scandir(path)
 
     with pytest.MonkeyPatch.context() as patch:
