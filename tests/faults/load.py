@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -39,12 +40,14 @@ def numbered(numbers: Iterable[int], padding: int = 0) -> bytes:
 class Load:
     """Sends until it is left; a number is sent once, whatever the answer.
 
-    ``acknowledged``: the numbers answered 202. ``statuses``: answers by status, 0 for none at all.
+    ``acknowledged``: the numbers answered 202, and ``acknowledged_at`` when, by time.monotonic.
+    ``statuses``: answers by status, 0 for none at all.
     ``slowest_s``: of an answered request. ``retry_after``: what 503 carried.
     """
 
     def __init__(self, port: int, clients: int = 2, *, padding: int = 0, pause_s: float = 0.0) -> None:
         self.acknowledged: list[int] = []
+        self.acknowledged_at: list[float] = []
         self.statuses: Counter[int] = Counter()
         self.retry_after: set[str | None] = set()
         self.seconds: list[float] = []
@@ -77,6 +80,12 @@ class Load:
         wanted = self.statuses[status] + more
         wait_until(lambda: self.statuses[status] >= wanted, timeout_s, f"{more} more answers {status}")
 
+    def acknowledged_before(self, moment: float) -> list[int]:
+        """The numbers answered 202 before a moment of time.monotonic."""
+        with self._lock:
+            pairs = zip(self.acknowledged, self.acknowledged_at, strict=True)
+            return [number for number, at in pairs if at < moment]
+
     def _run(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
         while not self._enough.wait(self._pause_s):
@@ -103,7 +112,13 @@ class Load:
                     self.seconds.append(time.monotonic() - began)
                 if status == 202:
                     self.acknowledged += numbers
+                    self.acknowledged_at += [time.monotonic()] * len(numbers)
         connection.close()
+
+
+def numbers_in(lines: Iterable[str]) -> set[int]:
+    """The numbers in events that came as lines to a server which stands for InfluxDB."""
+    return {int(match[1]) for line in lines if (match := re.search(r" n=(\d+)", line))}
 
 
 def archived(base: Path) -> dict[int, set[str]]:

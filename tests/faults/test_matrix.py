@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.faults.matrix import rows
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +46,7 @@ def _is_there(test: str) -> bool:
     return all(re.search(rf"^\s*(?:def|class) {name}\b", text, re.MULTILINE) for name in names)
 
 
+@pytest.mark.slow
 def test_the_script_tries_a_row_and_says_what_was_seen(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.faults.run", "--short", "S26", "--json", str(tmp_path / "report")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
