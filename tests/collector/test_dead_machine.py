@@ -73,9 +73,7 @@ def test_what_a_dead_machine_had_acknowledged_is_delivered_by_the_one_that_impor
             child.send_signal(signal.SIGKILL)
             child.communicate()
         last = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-        again = subprocess.run(
-            [*command, str(dying.spool)], cwd=REPOSITORY, capture_output=True, text=True, check=False
-        )
+        again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         for load in loads:
             load.stop()
         wait_until(lambda: not any(living.spool.glob("_*/**/*.seg")) and not any(living.spool.glob("_open/*")), 30)
