@@ -342,6 +342,17 @@ def test_the_access_log_has_no_query_and_the_final_status(tmp_path: Path) -> Non
     assert '"GET - HTTP/1.1" 400 ' in fourth
 
 
+def test_no_format_gets_a_secret_into_the_access_log(tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    wanted = "%(m)s %({authorization}i)s %({x-api-key}i)s %({cookie}i)s %({x-fine}i)s %(u)s %({http_x_api_key}e)s"
+    with Server(tmp_path, "--access-logfile", str(log), "--access-logformat", wanted) as server:
+        secrets = ("Authorization: Basic czpzZWNyZXQ=", "X-API-Key: secret", "Cookie: secret")
+        server.ask(get("/environ", *secrets, "X-Fine: 1"))
+        wait_until(lambda: log.read_text() != "", what="the access log")
+
+    assert log.read_text().split() == ["GET", "-", "-", "-", "1", "-", "-"]
+
+
 def test_descriptors_are_not_leaked(tmp_path: Path) -> None:
     with Server(tmp_path) as server:
         pid = int(server.ask(get("/pid")).body)
