@@ -64,17 +64,21 @@ def read_event(
 ) -> EventSettings | None:
     """Read the table of one event; None when it is wrong, which ``reader`` then knows."""
     path = f"events.{toml_key(name)}"
-    table = dict(table)
+    variables = {key: value for key, value in table.items() if key.startswith("privacy__")}  # of the environment
+    table = {key: value for key, value in table.items() if key not in variables}
     given = table.pop("privacy", None)
     reader.unknown(path, table, EventSettings)
     event = reader.table(EventSettings, path, table, {})
-    if given is None:
+    if given is None and not variables:
         return event
     path = f"{path}.privacy"
-    if not isinstance(given.value, dict):
-        reader.fail(path, given, "expected a table")
-        return None
-    own = {key: Value(value, given.source) for key, value in given.value.items()}
+    own: dict[str, Value] = {}
+    if given is not None:
+        if not isinstance(given.value, dict):
+            reader.fail(path, given, "expected a table")
+            return None
+        own = {key: Value(value, given.source) for key, value in given.value.items()}
+    own |= {key.removeprefix("privacy__"): value for key, value in variables.items()}
     reader.unknown(path, own, PrivacySettings)
     privacy = reader.table(PrivacySettings, path, own, vars(defaults) if defaults else {})
     return dataclasses.replace(event, privacy=privacy) if event and privacy else None

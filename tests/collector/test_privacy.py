@@ -1,5 +1,6 @@
 """What must not be kept never reaches the disk, at no door; everything else does, as it was sent."""
 
+import base64
 import gzip
 import hashlib
 import hmac
@@ -18,6 +19,8 @@ from collector.metrics import read_all
 from collector.privacy import truncated_address
 from collector.settings import SettingsError, load
 from formats.event import Event
+from formats.pixel import Sender
+from formats.scribe_message import decode_log
 from tests.formats.smile_encoder import smile
 from tests.services.collector import stored_events, to_toml
 
@@ -53,7 +56,10 @@ def ask(
     app: CollectorApp, path: str, body: bytes = b"", content_type: str = "", *,
     peer: str = "192.0.2.77", whole: bool = False, **headers: str,
 ) -> Any:  # fmt: skip
-    """The status of the reply; or, ``whole``, with its headers and body."""
+    """The status of the reply; or, ``whole``, with its headers and body. The path ``scribe`` is that listener's way."""
+    if path == "scribe":
+        log = decode_log(body, 0, 1)
+        return "202" if app._intake.accept("scribe", log, Sender(1, client_ip=peer)).taken else "400"
     path, _, query = path.partition("?")
     environ = {
         "REQUEST_METHOD": "POST" if content_type else "GET", "PATH_INFO": path, "QUERY_STRING": query,
@@ -81,6 +87,15 @@ def thrift(*texts: str) -> bytes:
     return b"".join(fields) + b"\x00"
 
 
+def log_call(category: str, *messages: bytes) -> bytes:
+    """The arguments of Scribe's ``Log``."""
+    entries = [
+        b"".join(b"\x0b\x00" + bytes([n]) + len(text).to_bytes(4, "big") + text for n, text in enumerate(texts, 1))
+        for texts in ((category.encode(), message) for message in messages)
+    ]
+    return b"\x0f\x00\x01\x0c" + len(entries).to_bytes(4, "big") + b"".join(e + b"\0" for e in entries) + b"\0"
+
+
 PAYLOAD = {"email": SECRET, "user": {"email": SECRET, "age": 42}, "page": "/shop"}
 EVENT = {"eventName": "View", "payload": PAYLOAD}
 JSON = json.dumps(EVENT).encode()
@@ -94,6 +109,8 @@ DOORS = [
     pytest.param("/rest/1.0/event", msgpack.packb(EVENT), "application/msgpack", id="msgpack"),
     pytest.param("/rest/1.0/event", smile(EVENT), "application/json+smile", id="smile"),
     pytest.param("/rest/1.0/event?name=View", thrift("x", SECRET), "application/thrift", id="thrift"),
+    pytest.param("scribe", log_call("View", json.dumps(PAYLOAD).encode()), "", id="scribe"),
+    pytest.param("scribe", log_call("View", base64.b64encode(thrift("x", SECRET))), "", id="scribe-thrift"),
 ]
 
 
@@ -138,6 +155,19 @@ def test_a_key_of_an_events_own_table_counts_in_place_of_the_one_for_all(tmp_pat
 
         view, other = (json.loads(event.payload) for event in stored(tmp_path))
     assert (view, other) == ({"a": 1, "c": HASH}, {"b": 2, "c": HASH})
+
+
+def test_a_variable_wins_over_a_table_of_one_event(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(
+        '[privacy]\ndrop = ["a"]\n[events.View.privacy]\ndrop = ["b"]\ncoarsen_time_ms = 7'
+    )
+    variables = {"View__PRIVACY__DROP": '["c"]', "O__PRIVACY__COARSEN_TIME_MS": "9"}
+    settings = load(tmp_path / "c.toml", {f"COLLECTOR_EVENTS__{key}": value for key, value in variables.items()})
+
+    view, other = settings.events["View"].privacy, settings.events["O"].privacy
+    assert view
+    assert other
+    assert (view.drop, view.coarsen_time_ms, other.drop, other.coarsen_time_ms) == (["c"], 7, ["a"], 9)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """An event that is not as its schema says is refused with a reason, or kept for a person; the others go on."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -254,3 +255,27 @@ def collector_command(config: Path, *command: str) -> str:
         text=True,
         cwd=REPOSITORY,
     ).stdout
+
+
+@pytest.mark.slow
+def test_schemas_are_read_again_at_sighup_and_broken_ones_leave_all_as_it_is(tmp_path: Path) -> None:
+    with (
+        schema_files(tmp_path, View={"required": ["a"]}) as directory,
+        RunningCollector(tmp_path, schemas={"directory": str(directory)}) as running,
+    ):
+
+        def status(payload: Any) -> int:
+            return running.post(event(payload))[0]
+
+        def reload(text: str) -> None:
+            (directory / "View.json").write_text(text)
+            assert running.process is not None
+            running.process.send_signal(signal.SIGHUP)
+
+        assert (status({"a": 1}), status({"b": 1})) == (202, 400)
+        reload('{"required": 3}')
+        wait_until(lambda: "View.json: /required" in running.log.read_text(), 10, "it says what is wrong")
+        assert (status({"a": 1}), status({"b": 1})) == (202, 400)
+        reload('{"required": ["b"]}')
+        wait_until(lambda: status({"b": 1}) == 202, 15, "the new schema counts")
+        wait_until(lambda: status({"a": 1}) == 400, 5, "the old one does not")
