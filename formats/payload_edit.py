@@ -15,6 +15,7 @@ The price is an object in memory for each member of an object that is looked int
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -24,6 +25,9 @@ from formats.event import Event, Field, FormatError, PayloadKind
 
 MEMBERS_MAX = 65_536  # 13 MB in memory
 _LONG_FLAT_ARRAY = re.compile(rb'\[[^"\[\]{}]{1000,}+\]')
+_STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1, ord(","): 0}
+_COMMA = ord(",")
+_NO_STRUCTURE = bytes(set(range(256)) - set(b'"[]{},'))
 
 Kind = Literal["text", "number", "boolean", "null", "object", "array"]
 
@@ -65,7 +69,7 @@ class Edits:
     def apply(self, event: Event) -> None:
         """Edit the payload of ``event``, in its place. ``event.time_ms`` is what an `Edit` is told.
 
-        Errors: FormatError when an object or array on the way has more than MEMBERS_MAX members (JSON: commas).
+        Errors: FormatError when an object or array on the way has more than MEMBERS_MAX members.
         """
         payload = event.payload
         if isinstance(payload, list):
@@ -127,7 +131,7 @@ def _field_value(value: bool | int | float | str) -> Value:
 
 def _check_count(codec: _Codec, data: bytes) -> None:
     if len(data) > MEMBERS_MAX and codec.count(data) > MEMBERS_MAX:
-        raise FormatError(f"the payload has more than {MEMBERS_MAX} members")
+        raise FormatError(f"more than {MEMBERS_MAX} members where the settings look for one")
 
 
 def _json_kind(data: bytes) -> Kind:
@@ -139,9 +143,22 @@ def _json_text(data: bytes) -> str:
 
 
 def _json_count(data: bytes) -> int:
-    """An upper bound: commas, but for those of long arrays of numbers inside."""
-    count = data.count(b",")
-    return count if count <= MEMBERS_MAX else _LONG_FLAT_ARRAY.sub(b"", data[1:-1]).count(b",")
+    """How many members there are, or no more than MEMBERS_MAX."""
+    if data.count(b",") < MEMBERS_MAX:
+        return 0
+    data = _LONG_FLAT_ARRAY.sub(b"", data[1:-1])  # honest lists of numbers
+    if data.count(b",") < MEMBERS_MAX:
+        return 0
+    if b"\\" in data:
+        data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    skeleton = data.translate(None, _NO_STRUCTURE).replace(b'""', b"")
+    if b'"' in skeleton:  # some strings have commas or brackets in them
+        skeleton = b"".join(skeleton.split(b'"')[::2])
+    skeleton = skeleton.replace(b"[]", b"").replace(b"{}", b"")
+    if skeleton.count(b",") == len(skeleton):
+        return 1 + len(skeleton)
+    depths = accumulate(map(_STEP.__getitem__, skeleton))
+    return 1 + sum(depth == 0 for depth, char in zip(depths, skeleton, strict=True) if char == _COMMA)
 
 
 def _msgpack_kind(data: bytes) -> Kind:

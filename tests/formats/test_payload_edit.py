@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from formats.event import Event, Granularity, PayloadKind
-from formats.payload_edit import Edits, Value
+from formats.event import Event, FormatError, Granularity, PayloadKind
+from formats.payload_edit import MEMBERS_MAX, Edits, Value
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 KEYS = st.sampled_from(["email", "user", "user.email", "e", "a.b", "", "é"]) | TEXTS
@@ -92,6 +92,42 @@ def test_neither_repeats_nor_escapes_of_a_key_leak(members: list[tuple[str, str]
 
     assert secret.encode() not in left
     assert json.loads(left) == {key: value for key, value in members if key != "email"}
+
+
+MANY = [f'"{n}":1' for n in range(MEMBERS_MAX + 1)]
+
+
+@pytest.mark.parametrize(
+    ("payload", "is_too_much"),
+    [
+        ('{"email":1,"x":[' + ",".join(["1"] * 200_000) + "]}", False),
+        ('{"email":1,"x":[' + ",".join(["[]"] * 200_000) + "]}", False),
+        ('{"email":1,"x":[' + ",".join(['"[,"'] * 200_000) + "]}", False),
+        ('{"email":1,"x":"' + r"\",{" * 200_000 + '"}', False),
+        ('{"email":1,"x":{' + ",".join(MANY) + "}}", False),
+        ('{"email":1,' + ",".join(MANY[1:]) + "}", True),
+        ('{"email":1,' + ",".join(MANY[2:]) + "}", False),
+        ('{"user":[' + ",".join(["1"] * 200_000) + ',"email"]}', True),
+        ('{"user":{"email":1,' + ",".join(MANY) + "}}", True),
+    ],
+    ids=range(9),
+)
+def test_what_would_take_too_much_memory_to_look_through_is_refused(payload: str, is_too_much: bool) -> None:
+    if is_too_much:
+        with pytest.raises(FormatError, match="more than 65536 members"):
+            edited(payload.encode(), "email", "user.email")
+    else:
+        kept = json.loads(edited(payload.encode(), "email", "user.email"))
+        assert kept == {key: value for key, value in json.loads(payload).items() if key != "email"}
+
+
+def test_of_msgpack_the_header_says_how_many_there_are() -> None:
+    for count in (MEMBERS_MAX, MEMBERS_MAX + 1):
+        payload = msgpack.packb({"email": "a", "user": [1] * count})
+        if count > MEMBERS_MAX:
+            with pytest.raises(FormatError):
+                edited(payload, "user.email", kind=PayloadKind.MSGPACK)
+        assert msgpack.unpackb(edited(payload, "email", kind=PayloadKind.MSGPACK)) == {"user": [1] * count}
 
 
 @pytest.mark.parametrize(
