@@ -18,8 +18,10 @@ from collector.cli_config import config
 from collector.cli_forwarder import forwarder
 from collector.cli_keys import keys
 from collector.cli_quarantine import quarantine
+from collector.cli_replay import replay
 from collector.cli_settings import Failed, config_option, settings_option
 from collector.cli_spool import spool
+from collector.cli_spool_change import forget
 from collector.cli_status import status
 
 if TYPE_CHECKING:
@@ -115,8 +117,9 @@ def send(
         sys.exit(1)
 
 
-for command in (audit, collection, config, forwarder, keys, quarantine, spool, status):
+for command in (audit, collection, config, forwarder, keys, quarantine, replay, spool, status):
     cli.add_command(command)
+spool.add_command(forget)
 
 
 def main() -> None:

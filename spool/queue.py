@@ -222,7 +222,7 @@ class Queue:
         try:
             item_removed = self._quarantine.replayed(segment)  # before the link: a crash in between repeats both
             size = _unlink(self._directory, path, self._optional)
-            released = 0 if item_of_link(segment) else size  # a replay's bytes never were in the backlog
+            released = 0 if LINK_SEPARATOR in segment else size  # a replay's bytes never were in the backlog
             if item_removed:
                 log.info("replay finished", extra={"forwarder": self._forwarder, "item": segment})
         except FileNotFoundError:

@@ -1,0 +1,75 @@
+"""Give up the queue of a forwarder that is not there any more: its events count as dropped by a person."""
+
+import os
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from spool.cursor import read_mark
+from spool.directory import SEALED_SUFFIX, SpoolDirectory, fsync_directory
+from spool.item import item_of_link
+from spool.ledger import Ledger
+from spool.outcome import NOTHING, Outcome
+from spool.seal import read_seal
+
+_PREFIX: Final = ".forget-"  # no forwarder's name begins with a dot
+_AT_ONCE: Final = 1000
+
+
+@dataclass
+class Forgotten:
+    """``events``: those that had not been delivered; ``segments`` files, replays of quarantined events included."""
+
+    segments: int = 0
+    events: int = 0
+
+
+def forget(directory: SpoolDirectory, forwarder: str, *, dry_run: bool = False) -> Forgotten:
+    """Drop the queue of ``forwarder``, which no flusher works on. Its quarantine and its counters stay.
+
+    Interrupted and called again, it goes on. Errors: FileNotFoundError when there is no such queue; OSError.
+
+    Why a rename first: nobody puts anything into a queue that has another name.
+    """
+    queue, hidden = directory.queue_root / forwarder, directory.queue_root / f"{_PREFIX}{forwarder}"
+    found = Forgotten()
+    if hidden.is_dir():
+        _drop(directory, forwarder, hidden, found, dry_run=dry_run)
+    elif not queue.is_dir():
+        raise FileNotFoundError(2, "there is no such queue", str(queue))
+    if queue.is_dir():
+        if not dry_run:
+            os.rename(queue, hidden)
+            fsync_directory(directory.queue_root)
+        _drop(directory, forwarder, queue if dry_run else hidden, found, dry_run=dry_run)
+    return found
+
+
+def _drop(directory: SpoolDirectory, forwarder: str, place: Path, found: Forgotten, *, dry_run: bool) -> None:
+    mark = read_mark(place / ".cursor", instance=directory.instance)
+    tallies = {each.segment: each.tally for each in mark.ranges} if mark else {}
+    ledger = Ledger(directory)
+    names = iter(sorted(name for name in os.listdir(place) if name.endswith(SEALED_SUFFIX)))
+    while some := list(islice(names, _AT_ONCE)):
+        ends = []
+        for name in some:
+            found.segments += 1
+            if item_of_link(name):  # its events are in quarantine, and stay there
+                continue
+            uuid, events = read_seal(place / name)
+            tally = tallies.get(name, NOTHING)._replace(unknown=0)
+            events = tally.total if events is None else events
+            found.events += max(0, events - tally.total)
+            if uuid is not None:
+                ends.append((uuid, events, tally.plus(Outcome(dropped=max(0, events - tally.total)))))
+        if not dry_run:
+            ledger.add_all(forwarder, ends)
+            for name in some:
+                (place / name).unlink(missing_ok=True)
+    ledger.close()
+    if not dry_run:
+        for name in os.listdir(place):
+            (place / name).unlink()
+        place.rmdir()
+        fsync_directory(directory.queue_root)
