@@ -21,7 +21,7 @@ from collector.metrics import Counters
 from collector.pixel_rate import PixelRate
 from collector.problem import PROBLEM_TYPE, Cors, Headers, problem
 from collector.resources.answers import refused
-from collector.resources.events import EventsResource, beacon_format, event_format
+from collector.resources.events import EventsResource, EventsShortcut, beacon_format, event_format
 from collector.resources.health import HealthcheckResource, LivenessResource, MetricsResource, ReadinessResource
 from collector.resources.pixel import PixelResource, PixelShortcut
 from collector.resources.robots import RobotsResource
@@ -41,7 +41,7 @@ class CollectorApp:
     def __init__(
         self,
         routes: falcon.App[Any, Any],
-        shortcuts: Mapping[str, PixelShortcut],
+        shortcuts: Mapping[tuple[str, str], PixelShortcut | EventsShortcut],
         keys: Keys | None,
         guards: Mapping[str, Guard],
         cors: Cors,
@@ -68,8 +68,8 @@ class CollectorApp:
         )
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        shortcut = self._shortcuts.get(environ["PATH_INFO"])
-        if shortcut is not None and environ["REQUEST_METHOD"] == "GET":
+        shortcut = self._shortcuts.get((environ["REQUEST_METHOD"], environ["PATH_INFO"]))
+        if shortcut is not None:
             answer = shortcut.answer(environ, start_response)
             if answer is not None:
                 if not environ["collector.held"]:  # filtered: what is held is counted when it is known how it ends
@@ -211,8 +211,10 @@ def create_app(settings: Settings | None = None) -> CollectorApp:
     routes.add_route("/collector.js", ScriptResource(fields))
     if settings.browser.demo:
         routes.add_route("/demo", DemoResource())
-    shortcuts = {
-        "/1": PixelShortcut(intake, sender_of, rate, cors, base64=False),
-        "/2": PixelShortcut(intake, sender_of, rate, cors, base64=True),
+    shortcuts: dict[tuple[str, str], PixelShortcut | EventsShortcut] = {
+        ("GET", "/1"): PixelShortcut(intake, sender_of, rate, cors, base64=False),
+        ("GET", "/2"): PixelShortcut(intake, sender_of, rate, cors, base64=True),
     }
+    if EVENT not in guards and intake.takes_all:
+        shortcuts["POST", EVENT] = EventsShortcut(intake, sender_of, cors)
     return CollectorApp(routes, shortcuts, keys, guards, cors, intake, counters, settings)

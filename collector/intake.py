@@ -167,6 +167,11 @@ class Intake:
             raise Unavailable(reason)
         return receipt
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether `accept` refuses no event that could be read."""
+        return self._rules.never_refuse
+
     def may_refuse(self, name: str) -> bool:
         """Whether `accept` can refuse an event of this name although it could be read."""
         return self._rules.may_refuse(name)

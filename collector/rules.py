@@ -26,6 +26,11 @@ class Rules:
         self._schemas = schemas
         self._privacy = privacy
 
+    @property
+    def never_refuse(self) -> bool:
+        """Whether no event can fail here."""
+        return self._schemas.idle and self._privacy.idle
+
     def may_refuse(self, name: str) -> bool:
         """Whether an event of this name can fail here although it could be read."""
         return self._schemas.may_refuse(name)

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import parse_qs
 
 import falcon
 
 from collector.intake import Intake, TooMuch, Unavailable
 from collector.keys import Admitted, Guard
+from collector.problem import Cors, Headers
 from collector.resources.answers import malformed, preflight_headers, refused, unavailable, warning
 from collector.resources.body import BodyError, read_body
 from collector.resources.results import APPLIED, RESULTS_MAX, are_wanted, results
@@ -36,6 +38,7 @@ BODY_FORMATS: dict[str, tuple[str, Decoder]] = {
     "application/vnd.apache.thrift.binary": ("thrift", decode_thrift),
     "ning/thrift": ("thrift", decode_thrift),
 }
+SHORTCUT_MAX_BYTES = 64 * 1024
 FORBIDDEN_NAME = "the API key may not send events of this name"
 BEACON_TYPES = ("text/plain", "application/json", "text/json", "")
 
@@ -143,6 +146,52 @@ class EventsResource:
             raise refused(falcon.HTTP_415, "the Content-Encoding is none of gzip, deflate, zstd") from exc
         except BodyError as exc:
             raise FormatError(str(exc)) from exc
+
+
+class EventsShortcut:
+    """A body of good JSON events answered without Falcon: the same reply as `EventsResource.on_post` gives.
+
+    It saves a quarter of the CPU of a request with one event. Only for a server that holds (``collector.held``), where
+    no key is asked for and no rule can refuse an event, for plain requests whose events are all accepted: `answer`
+    returns None for everything else, having done nothing, and the request takes the ordinary way. Small bodies only:
+    such a one may be decoded twice.
+    """
+
+    def __init__(self, intake: Intake, sender_of: SenderReader, cors: Cors) -> None:
+        self._intake = intake
+        self._sender_of = sender_of
+        self._cors = cors
+        self._headers_without_origin = self._headers({})
+
+    def answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes] | None:
+        """Hold the events and start the reply, or None."""
+        held = environ.get("collector.held")
+        if (
+            held is None
+            or environ.get("CONTENT_TYPE") != "application/json"
+            or environ["QUERY_STRING"]
+            or int(environ.get("CONTENT_LENGTH") or SHORTCUT_MAX_BYTES + 1) > SHORTCUT_MAX_BYTES
+            or "HTTP_CONTENT_ENCODING" in environ
+            or "HTTP_PREFER" in environ
+            or self._intake.refusal() is not None
+        ):
+            return None
+        stream = environ["wsgi.input"]
+        body = stream.read()
+        sender = self._sender_of(environ)
+        decoded = decode_json(body, Defaults(time_ms=sender.received_ms))
+        if decoded.failed or not decoded.events:
+            stream.seek(0)
+            return None
+        self._intake.count_body(len(body))
+        self._intake.accept("json", decoded, sender, path=environ["PATH_INFO"], held=held)
+        start_response(
+            falcon.HTTP_202, self._headers(environ) if "HTTP_ORIGIN" in environ else self._headers_without_origin
+        )
+        return [b""]
+
+    def _headers(self, environ: dict[str, Any]) -> Headers:
+        return [("Content-Type", "text/plain"), *self._cors.headers(environ)]
 
 
 def _defaults(query: str, now_ms: int, failures_kept: int) -> Defaults:

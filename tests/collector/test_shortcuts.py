@@ -1,4 +1,4 @@
-"""A pixel is answered and stored alike, whether it takes the shortcut or goes through Falcon."""
+"""A request is answered and stored alike, whether it takes the shortcut or goes through Falcon."""
 
 import contextlib
 import io
@@ -39,10 +39,11 @@ HEADERS: list[dict[str, str]] = [
 
 
 @contextlib.contextmanager
-def application(base: Path, **http: str) -> Iterator[CollectorApp]:
+def application(base: Path, *, strict: bool = True, **http: str) -> Iterator[CollectorApp]:
     settings = {"COLLECTOR_SPOOL__PATH": str(base / "spool"), "COLLECTOR_FILTERS__EVENT_NAME": '["^Dropped$"]'}
     settings |= {"COLLECTOR_SPOOL__MIN_FREE_BYTES": "0"} | {f"COLLECTOR_HTTP__{key}": http[key] for key in http}
-    settings["COLLECTOR_EVENTS__Strict__REQUIRED"] = '["1"]'
+    if strict:
+        settings["COLLECTOR_EVENTS__Strict__REQUIRED"] = '["1"]'
     app = create_app(load(None, settings))
     yield app
     app.close()
@@ -56,33 +57,44 @@ def app(tmp_path: Path) -> Iterator[CollectorApp]:
 
 def ask(wsgi: Any, path: str, query: str, headers: dict[str, str]) -> tuple[Any, list[Any]]:
     """Status, headers and body of a reply; and what of the held record does not depend on the clock."""
+    return _ask(wsgi, {"REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": query, **headers}, b"")
+
+
+def post(wsgi: Any, query: str, body: bytes, headers: dict[str, str]) -> tuple[Any, list[Any]]:
+    """The same of a body for the event door."""
+    target = {"REQUEST_METHOD": "POST", "PATH_INFO": "/rest/1.0/event", "QUERY_STRING": query}
+    return _ask(wsgi, {**target, "CONTENT_LENGTH": str(len(body)), **headers}, body)
+
+
+def _ask(wsgi: Any, request: dict[str, str], body: bytes) -> tuple[Any, list[Any]]:
+    query = request["QUERY_STRING"]
     held: list[Held] = []
     environ = {
-        "REQUEST_METHOD": "GET",
-        "PATH_INFO": path,
-        "QUERY_STRING": query,
         "SCRIPT_NAME": "",
         "SERVER_NAME": "x",
         "SERVER_PORT": "80",
         "SERVER_PROTOCOL": "HTTP/1.1",
         "REMOTE_ADDR": "192.0.2.7",
         "HTTP_HOST": "x",
-        "wsgi.input": io.BytesIO(),
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.input_terminated": True,
         "wsgi.errors": io.StringIO(),
         "wsgi.url_scheme": "http",
         "collector.held": held,
-        **headers,
+        **request,
     }
     started: list[Any] = []
-    body = b"".join(wsgi(environ, lambda status, headers, exc_info=None: started.append((status, headers))))
+    answer_body = b"".join(wsgi(environ, lambda status, headers, exc_info=None: started.append((status, headers))))
     [(status, answered)] = started
     answer = {name.lower(): value for name, value in answered if name.lower() != "content-length"}
     records = []
     for record in held:
-        [event] = decode_envelope(record.payload, bytes(16), 64)
-        fields = [field for field in event.payload if "xdate" not in query or field[0] != 2]
-        records.append((record.path, record.source, record.accepted, record.durability, event.name, fields))
-    return (status, answer, body), records
+        for event in decode_envelope(record.payload, bytes(16), 64):
+            payload = event.payload
+            if isinstance(payload, list):
+                payload = [field for field in payload if "xdate" not in query or field[0] != 2]
+            records.append((record.path, record.source, record.accepted, record.durability, event.name, payload))
+    return (status, answer, answer_body), records
 
 
 @pytest.mark.parametrize("path", ["/1", "/2"])
@@ -122,6 +134,65 @@ def test_both_hold_a_client_to_its_rate(tmp_path: Path, headers: dict[str, str])
         counted = read_all(tmp_path / "spool" / "_metrics").http
         assert counted["answers_total/pixel/429"] == 4
         assert counted["events_total/get_v1/rejected"] == 0
+
+
+GOOD = b'{"eventName": "Hello", "payload": {"n": 1}}'
+BODIES = [
+    GOOD,
+    b"[" + GOOD + b"," + GOOD + b"]",
+    GOOD + b"\n" + GOOD,
+    b"[" + GOOD + b', {"payload": {}}]',
+    b'[{"eventName": "Dropped", "payload": {}}]',
+    b'[{"eventName": "Dropped", "payload": {}}, ' + GOOD + b"]",
+    b'{"eventName": "Strict", "payload": {}}',
+    b'{"payload": {"eventDate": 0}}',
+    b"[nonsense",
+    b"[]",
+    b"",
+    b"[" + b",".join([GOOD] * 2000) + b"]",
+]
+JSON = {"CONTENT_TYPE": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("query", "headers"),
+    [
+        ("", JSON),
+        ("", {**JSON, **HEADERS[1]}),
+        ("", {**JSON, "HTTP_PREFER": "return=representation"}),
+        ("", {"CONTENT_TYPE": "application/json; charset=utf-8"}),
+        ("", {"CONTENT_TYPE": "text/csv"}),
+        ("", {**JSON, "HTTP_CONTENT_ENCODING": "gzip"}),
+        ("", {**JSON, "CONTENT_LENGTH": ""}),
+        ("name=Given", JSON),
+        ("date=never", JSON),
+    ],
+)
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_body_is_answered_and_stored_alike(tmp_path: Path, strict: bool, query: str, headers: dict[str, str]) -> None:
+    def counted() -> dict[str, int]:
+        return read_all(tmp_path / "spool" / "_metrics").http
+
+    with application(tmp_path, strict=strict) as app:
+        for body in BODIES:
+            before = counted()
+            short = post(app, query, body, headers)
+            between = counted()
+            assert short == post(app._routes, query, body, headers)
+            after = counted()
+
+            assert {name: between[name] - before[name] for name in after} == {
+                name: after[name] - between[name] for name in after
+            }
+
+
+def test_a_good_body_takes_the_shortcut_and_with_a_key_or_a_schema_none_does(tmp_path: Path) -> None:
+    with application(tmp_path, strict=False) as app:
+        assert ("POST", "/rest/1.0/event") in app._shortcuts
+        (status, _, _), records = post(app, "", GOOD, JSON)
+        assert (status, len(records)) == ("202 Accepted", 1)
+    with application(tmp_path) as app:
+        assert ("POST", "/rest/1.0/event") not in app._shortcuts
 
 
 def test_both_count_alike(app: CollectorApp, tmp_path: Path) -> None:
