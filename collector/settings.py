@@ -93,6 +93,7 @@ class SpoolSettings:
     """``[spool]``: where events are kept until every forwarder has them, and how much may lie there."""
 
     path: Path = Path("var/spool")
+    must_exist: bool = False
     max_spool_bytes: Positive = 50 * 1024**3
     min_free_bytes: Annotated[int, Meta(ge=0)] | None = None  # None: max(1 GiB, min(5 % of the disk, 10 GiB))
     segment_max_bytes: Annotated[int, Meta(ge=64 * 1024, le=1024**3)] = 16 * 1024**2  # bounds the scan at start

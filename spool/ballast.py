@@ -37,6 +37,7 @@ class Ballast:
     ) -> None:
         self._path = directory.tmp / BALLAST_NAME
         self._statvfs = statvfs
+        self._complained = False
 
     def spend_on(self, action: Callable[[], _T]) -> _T:
         """Do ``action``; when the disk is full for it, give up the ballast and do it once more.
@@ -80,8 +81,11 @@ class Ballast:
             finally:
                 os.close(descriptor)
         except OSError as exc:
-            log.warning("ballast not made", extra={"path": str(self._path), "error": str(exc)})
+            if not self._complained:  # asked for several times a second
+                log.warning("ballast not made", extra={"path": str(self._path), "error": str(exc)})
+            self._complained = True
             return False
+        self._complained = False
         return True
 
 

@@ -8,6 +8,8 @@ from collector.filters import Filters
 from collector.gate import Gate, watermark
 from collector.intake import Held, Intake
 from collector.metrics import Counters
+from collector.privacy import Privacy
+from collector.rules import Rules
 from collector.settings import load
 from spool.directory import SpoolDirectory
 from spool.switch import Switch
@@ -31,8 +33,8 @@ class Door:
         self.counters = Counters.http(directory.metrics)
         self.writer = SpoolWriter(directory, on_synced=self.counters.count_sync, monotonic=self.clock)
         gate = Gate(Switch.collection(directory), watermark(directory, settings.spool))
-        filters = Filters(settings.filters)
-        self.intake = Intake(self.writer, gate, filters, settings.durability, self.counters, monotonic=self.clock)
+        rules = Rules(Filters(settings.filters), Privacy(settings.privacy, settings.events))
+        self.intake = Intake(self.writer, gate, rules, settings.durability, self.counters, monotonic=self.clock)
 
     def put(self, durability: str = "interval") -> None:
         assert self.intake.commit([Held("/1", "get_v1", b"event", 0, 1, 0, 0, durability)]) is None
