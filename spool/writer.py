@@ -18,8 +18,8 @@ What happens on an error:
     an fdatasync above 5 s        the batch stands; "unhealthy" until one is faster
     any error on sealing          segment abandoned; it is complete but for its seal
 
-An abandoned segment is closed; that releases its lock, and recovery seals it and hands it out. `spool.condition` says
-how a state is left, `spool.unsynced` what is written again.
+An abandoned segment is closed; that releases its lock, and recovery seals it and hands it out. `spool.rotation` has
+the one segment and its successors, `spool.condition` says how a state is left, `spool.unsynced` what is written again.
 """
 
 import errno
@@ -32,8 +32,8 @@ from typing import Final
 from spool.condition import FULL_ERRORS, Condition, State, error_name
 from spool.directory import SpoolDirectory
 from spool.record import EVENTS_MAX, PAYLOAD_MAX_BYTES, RECORD_HEADER_BYTES, Entry, RecordType
-from spool.segment import SegmentWriter, SpareDescriptors
-from spool.unsynced import Unsynced
+from spool.rotation import Rotation
+from spool.segment import SegmentWriter
 
 log = logging.getLogger(__name__)
 
@@ -83,24 +83,19 @@ class SpoolWriter:
         self._segment_max_bytes = segment_max_bytes
         self._segment_max_age_s = segment_max_age_s
         self._monotonic = monotonic
-        self._wall_ns = wall_ns
-        self._on_sealed = on_sealed
-        self._on_synced = on_synced
-        self._received_ns = self._created_ns = 0
+        self._received_ns = 0
         self._clock_is_behind = False
+        self._condition = Condition(monotonic)
+        self._rotation = Rotation(
+            directory, self._condition, monotonic=monotonic, wall_ns=wall_ns, on_sealed=on_sealed, on_synced=on_synced
+        )
         self._begin()
 
     def _begin(self) -> None:
         """The state of a writer that has written nothing in this process."""
-        self.records = self.bytes = self.commits = self.syncs = self.seals = 0
+        self.records = self.bytes = self.commits = 0
         self._pid = os.getpid()
         self._pending: list[Entry] = []
-        self._segment: SegmentWriter | None = None
-        self._segments = 0
-        self._opened_at = 0.0
-        self._unsynced = Unsynced()
-        self._spares = SpareDescriptors()
-        self._condition = Condition(self._monotonic)
         self._probe_bytes = _PROBE_MIN_BYTES
 
     @property
@@ -116,19 +111,30 @@ class SpoolWriter:
     @property
     def unsynced(self) -> bool:
         """Whether something that was committed may not survive a power cut yet."""
-        return bool(self._unsynced)
+        return bool(self._rotation.unsynced)
 
     @property
     def open_bytes(self) -> int:
         """Size of the segment that is being written; 0 when there is none."""
-        return self._segment.size if self._segment is not None else 0
+        segment = self._rotation.segment
+        return segment.size if segment is not None else 0
+
+    @property
+    def syncs(self) -> int:
+        """How often everything was synced."""
+        return self._rotation.syncs
+
+    @property
+    def seals(self) -> int:
+        """How many segments were sealed."""
+        return self._rotation.seals
 
     def will_sync(self, length: int) -> bool:
         """Whether a commit of ``length`` bytes must open or seal a segment, or has no room to keep them unsynced."""
-        segment = self._segment
+        segment = self._rotation.segment
         if segment is None or segment.dirty or self._pid != os.getpid():
             return True
-        return segment.size + length >= self._segment_max_bytes or not self._unsynced.has_room_for(length)
+        return segment.size + length >= self._segment_max_bytes or not self._rotation.unsynced.has_room_for(length)
 
     def append(self, payload: bytes, event_count: int, received_ns: int) -> None:
         """Put one record into the pending batch, in memory. Errors: RecordTooLarge."""
@@ -155,7 +161,7 @@ class SpoolWriter:
         if self._condition.state != "ok":
             raise SpoolUnavailable(self._condition.reason)
         try:
-            segment = self._current() or self._open()
+            segment = self._rotation.current() or self._rotation.open()
         except OSError as exc:
             self._condition.no_segment(exc)
             raise SpoolUnavailable(self._condition.reason) from exc
@@ -167,28 +173,28 @@ class SpoolWriter:
         written = kept = segment.size - before
         if stored is not batch:
             kept += sum(len(entry[0]) for entry in batch)  # clear, and compressed it may be next to nothing
-        if sync or not self._unsynced.has_room_for(kept):
+        if sync or not self._rotation.unsynced.has_room_for(kept):
             try:
-                self._sync(segment)
+                self._rotation.sync(segment)
             except OSError as exc:
                 raise self._sync_failed(segment, exc, cut_to=before) from exc
         else:
-            self._unsynced.add(before, batch, stored, kept)
+            self._rotation.unsynced.add(before, batch, stored, kept)
         self.records += len(batch)
         self.bytes += written
         self.commits += 1
         if segment.size >= self._segment_max_bytes or segment.events >= _SEGMENT_EVENTS:
-            self._seal(segment)  # what fails there is no failure of this batch
+            self._rotation.seal(segment, self._received_ns)  # what fails there is no failure of this batch
 
     def sync(self) -> None:
         """Make everything committed survive a power cut; when the disk refuses, `state` and the log say so."""
         if self._pid != os.getpid():
             self._leave_to_parent()
-        segment = self._segment
-        if segment is None or not self._unsynced.waiting:
+        segment = self._rotation.segment
+        if segment is None or not self._rotation.unsynced.waiting:
             return
         try:
-            self._sync(segment)
+            self._rotation.sync(segment)
         except OSError as exc:
             self._sync_failed(segment, exc, cut_to=segment.size)
 
@@ -198,113 +204,16 @@ class SpoolWriter:
             self._leave_to_parent()
         if self._condition.retry_is_due():
             self._probe()
-        if self._segment is not None and self._monotonic() - self._opened_at >= self._segment_max_age_s:
-            self._seal(self._segment)
+        segment = self._rotation.segment
+        if segment is not None and self._rotation.age_s() >= self._segment_max_age_s:
+            self._rotation.seal(segment, self._received_ns)
 
     def close(self) -> None:
         """Seal what is open. Pending records are forgotten: nobody was promised them."""
         if self._pid != os.getpid():
             self._leave_to_parent()
         self._pending = []
-        if self._unsynced.in_doubt:
-            try:
-                self._open()
-            except OSError as exc:
-                self._condition.no_segment(exc)
-                log.error(
-                    "closed with answered records that the disk would not sync",
-                    extra={"records": len(self._unsynced.in_doubt), "error": str(exc)},
-                )
-        if self._segment is not None:
-            self._seal(self._segment)
-        self._spares.release()
-
-    # A segment is opened by a commit, sealed when full or old, abandoned when the disk failed.
-
-    def _current(self) -> SegmentWriter | None:
-        """The open segment, if it can be appended to."""
-        if self._segment is not None and self._segment.dirty:
-            self._abandon(self._segment)
-        return self._segment
-
-    def _open(self) -> SegmentWriter:
-        """A new segment; it begins with what a failed sync put in doubt. Errors: OSError, and nothing has changed."""
-        self._created_ns = max(self._created_ns + 1000, self._wall_ns())  # names show microseconds, and sort
-        with self._spares.lent():
-            segment = SegmentWriter.create(self._directory, created_ns=self._created_ns, first_seq=self._segments)
-        if again := self._unsynced.in_doubt:
-            try:
-                segment.append(again)
-                segment.sync()
-            except BaseException:
-                segment.discard()
-                raise
-            log.warning(
-                "answered records were written again, their sync had failed",
-                extra={"segment": segment.stem, "records": len(again)},
-            )
-            self._unsynced.written_again()
-        self._segment = segment
-        self._segments += 1
-        self._opened_at = self._monotonic()
-        return segment
-
-    def _seal(self, segment: SegmentWriter) -> None:
-        """Seal a segment, or remove it when it holds nothing. Where that fails, recovery does it."""
-        if segment.dirty or not segment.records:
-            self._abandon(segment)
-            return
-        started = self._monotonic()
-        try:
-            with self._spares.lent():
-                segment.seal(self._received_ns)
-        except OSError as exc:
-            if segment.sealed or exc.errno == errno.EFBIG:
-                log.warning("segment not sealed in order", extra={"segment": segment.stem, "error": str(exc)})
-            elif exc.errno in FULL_ERRORS and not segment.sync_failed:
-                self._condition.full(exc)
-            else:
-                self._failed(segment, exc)
-            self._abandon(segment)
-        except BaseException:
-            self._abandon(segment)
-            raise
-        else:
-            self._segment = None
-            self._note_sync(started)
-        if segment.sealed:
-            self.seals += 1
-            self._on_sealed(segment.size)
-
-    def _abandon(self, segment: SegmentWriter) -> None:
-        """Close a segment as it is, which hands it to recovery; what was answered from it is made safe first."""
-        self._segment = None
-        if self._unsynced.waiting:
-            try:
-                segment.sync()
-                self._unsynced.synced()
-            except OSError:
-                self._unsynced.doubt(segment.uuid)
-        if self._unsynced.in_doubt:
-            try:
-                self._open()
-            except OSError as exc:
-                self._condition.no_segment(exc)
-            else:
-                segment.take_back(segment.synced)  # the same events are in the new one
-        segment.abandon()
-
-    def _sync(self, segment: SegmentWriter) -> None:
-        started = self._monotonic()
-        segment.sync()
-        self._note_sync(started)
-
-    def _note_sync(self, started: float) -> bool:
-        """Everything is on the disk; returns whether that was fast enough."""
-        self.syncs += 1
-        self._on_synced()
-        self._unsynced.synced()
-        return self._condition.synced(self._monotonic() - started)
+        self._rotation.close(self._received_ns)
 
     # Errors of the disk, as the table above has them.
 
@@ -316,28 +225,24 @@ class SpoolWriter:
             return SpoolUnavailable(self._condition.reason)
         if exc.errno == errno.EFBIG:
             log.warning("segment reached the file size limit", extra={"segment": segment.stem, "bytes": segment.size})
-            self._seal(segment)
+            self._rotation.seal(segment, self._received_ns)
         else:
-            self._failed(segment, exc)
-            self._abandon(segment)
+            self._rotation.failed(segment, exc)
+            self._rotation.abandon(segment)
         return SpoolUnavailable(f"the spool cannot be written ({error_name(exc)})")
 
     def _sync_failed(self, segment: SegmentWriter, exc: OSError, *, cut_to: int) -> SpoolUnavailable:
-        self._failed(segment, exc)
+        self._rotation.failed(segment, exc)
         segment.take_back(cut_to)
-        self._abandon(segment)
+        self._rotation.abandon(segment)
         return SpoolUnavailable(f"the disk did not take what was written ({error_name(exc)})")
-
-    def _failed(self, segment: SegmentWriter, exc: OSError) -> None:
-        log.error("the spool's disk failed", extra={"segment": segment.stem, "error": str(exc)})
-        self._condition.failed(exc)
 
     def _probe(self) -> None:
         """Try the disk with bytes that are cut off again, so that no client's request is the one that finds out."""
         try:
             if self.state == "disk_full" and self._free_bytes() < self._probe_bytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            segment = self._current() or self._open()
+            segment = self._rotation.current() or self._rotation.open()
         except OSError as exc:
             self._condition.no_segment(exc)
             return
@@ -348,10 +253,10 @@ class SpoolWriter:
             if exc.errno in FULL_ERRORS and not segment.sync_failed:
                 self._condition.full(exc)
             else:
-                self._failed(segment, exc)
-                self._abandon(segment)
+                self._rotation.failed(segment, exc)
+                self._rotation.abandon(segment)
             return
-        if self._note_sync(started):
+        if self._rotation.note_sync(started):
             self._condition.recovered()
 
     def _free_bytes(self) -> int:
@@ -370,7 +275,6 @@ class SpoolWriter:
 
     def _leave_to_parent(self) -> None:
         """In a forked child: drop the parent's descriptors and records; the parent still has both."""
-        if self._segment is not None:
-            self._segment.release()
-        self._spares.release()
+        self._condition = Condition(self._monotonic)
+        self._rotation = self._rotation.successor(self._condition)
         self._begin()

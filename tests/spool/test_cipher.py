@@ -170,7 +170,7 @@ def test_what_a_failed_sync_puts_in_doubt_names_the_places_of_the_encrypted_reco
     unsynced.add(records[0].offset, [(each.payload, 2, 1, 1) for each in records], stored, 100)
     unsynced.doubt(uuid)
     writer = SpoolWriter(directory)
-    writer._unsynced = unsynced
+    writer._rotation.unsynced = unsynced
     writer.append(b"next", 1, 1)
     writer.commit(sync=True)
     writer.close()
