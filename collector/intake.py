@@ -192,9 +192,12 @@ class Intake:
         return self._interval_is_over() or self.writer.will_sync(sum(len(record.payload) for record in records))
 
     def _interval_is_over(self) -> bool:
-        """Whether what was answered is so old that it must not get older: `maintain` is late."""
+        """Whether what was answered is so old that it must not get older: `maintain` is late.
+
+        Half a round before its time, since threads that wait for the interpreter may be late by some 20 ms too.
+        """
         since = self._unsynced_since
-        return since is not None and self._monotonic() - since >= self._interval_s
+        return since is not None and self._monotonic() - since >= self._interval_s - MAINTAIN_S / 2
 
     def commit(self, records: Sequence[Held]) -> str | None:
         """Append the records of one tick, or of one group of threads, and make them as durable as their doors promise.

@@ -12,7 +12,8 @@ Clients send numbered events and note which of them were answered 202. Meanwhile
 In the end the queues are drained into the archive, and the ledger is drawn up:
 
     lost        answered 202, and not in the archive as it was sent. The run fails, unless the power was cut and the
-                durability allows it: with "interval" events younger than the interval and 50 ms, with "none" any
+                durability allows it: with "interval" events younger than the interval, a sync and 50 ms (how near
+                the oldest came to that is printed: nearest_to_bound_ms), with "none" any
     doubled     one event under two ids: the run fails
     damaged     sealed segments with a range that cannot be read: the run fails
     repeats     lines beyond the first with the same id: allowed, delivery is at least once
