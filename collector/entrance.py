@@ -1,5 +1,6 @@
 """Put the way in together: counters, writer, gate, rules, one intake. Every process with a door does it here."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,12 @@ class Entrance:
     intake: Intake
 
 
-def open_entrance(settings: Settings, counters_in: Callable[[Path], Counters] = Counters.http) -> Entrance:
+def open_entrance(
+    settings: Settings,
+    counters_in: Callable[[Path], Counters] = Counters.http,
+    *,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> Entrance:
     """The entrance of this process; ``counters_in`` takes a slot of its kind of process.
 
     Errors: SpoolError.
@@ -42,6 +48,7 @@ def open_entrance(settings: Settings, counters_in: Callable[[Path], Counters] = 
         segment_max_age_s=settings.spool.segment_max_age_s,
         on_sealed=counters.count_sealed,
         on_synced=counters.count_sync,
+        monotonic=monotonic,
     )
     marks = watermark(directory, settings.spool)
     gate = Gate(Switch.collection(directory), marks)
@@ -50,5 +57,5 @@ def open_entrance(settings: Settings, counters_in: Callable[[Path], Counters] = 
         Schemas(settings.schemas, settings.events),
         Privacy(settings.privacy, settings.events),
     )
-    intake = Intake(writer, gate, rules, settings.durability, counters)
+    intake = Intake(writer, gate, rules, settings.durability, counters, monotonic=monotonic)
     return Entrance(directory, counters, marks, intake)

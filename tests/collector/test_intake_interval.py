@@ -4,16 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from collector.filters import Filters
-from collector.gate import Gate, watermark
-from collector.intake import Held, Intake
-from collector.metrics import Counters
-from collector.privacy import Privacy
-from collector.rules import Rules
+from collector.entrance import open_entrance
+from collector.intake import Held
 from collector.settings import load
-from spool.directory import SpoolDirectory
-from spool.switch import Switch
-from spool.writer import SpoolWriter
 
 
 class Clock:
@@ -28,13 +21,9 @@ class Door:
 
     def __init__(self, base: Path) -> None:
         settings = load(None, {"COLLECTOR_SPOOL__PATH": str(base / "spool"), "COLLECTOR_SPOOL__MIN_FREE_BYTES": "0"})
-        directory = SpoolDirectory.open(base / "spool")
         self.clock = Clock()
-        self.counters = Counters.http(directory.metrics)
-        self.writer = SpoolWriter(directory, on_synced=self.counters.count_sync, monotonic=self.clock)
-        gate = Gate(Switch.collection(directory), watermark(directory, settings.spool))
-        rules = Rules(Filters(settings.filters), Privacy(settings.privacy, settings.events))
-        self.intake = Intake(self.writer, gate, rules, settings.durability, self.counters, monotonic=self.clock)
+        entrance = open_entrance(settings, monotonic=self.clock)
+        self.intake, self.writer, self.counters = entrance.intake, entrance.intake.writer, entrance.counters
 
     def put(self, durability: str = "interval") -> None:
         assert self.intake.commit([Held("/1", "get_v1", b"event", 0, 1, 0, 0, durability)]) is None
