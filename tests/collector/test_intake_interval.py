@@ -53,7 +53,7 @@ def test_maintenance_syncs_before_the_interval_is_over_and_it_counts_as_a_sync(d
 def test_a_commit_syncs_itself_when_maintenance_is_late(door: Door) -> None:
     door.put()
     assert not door.intake.waits_for_disk([])
-    door.clock.now += 0.15
+    door.clock.now += 0.16
     assert door.intake.waits_for_disk([])
     door.put()
 
