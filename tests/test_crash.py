@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,13 @@ CRASH_LOOP = Path(__file__).parents[1] / "scripts" / "crash_loop.py"
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_no_event_is_lost_while_workers_flusher_and_master_are_killed_at_random() -> None:
+def test_no_event_is_lost_while_workers_flusher_and_master_are_killed_at_random(
+    full: bool, seen: Callable[..., None]
+) -> None:
     """100,000 events in batches of mixed size and format from 8 clients; ids tell repeats from events."""
-    command = [sys.executable, str(CRASH_LOOP), "--events", "100000", "--clients", "8", "--kills", "60"]
-    command += ["--seconds", "240"]
+    kills = 1000 if full else 60
+    command = [sys.executable, str(CRASH_LOOP), "--events", "1000000" if full else "100000", "--clients", "8"]
+    command += ["--kills", str(kills), "--seconds", "3000" if full else "240"]
 
     run = subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -25,22 +29,28 @@ def test_no_event_is_lost_while_workers_flusher_and_master_are_killed_at_random(
     ledger = json.loads(run.stdout.splitlines()[-1])
     assert (ledger["lost"], ledger["doubled"]) == (0, 0)
     assert ledger["acknowledged"] > 50_000
-    assert ledger["kills_total"] >= 60
+    assert ledger["kills_total"] >= kills
+    seen(**{name: ledger[name] for name in ("acknowledged", "lost", "doubled", "repeats", "kills_total", "seconds")})
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("losetup"), reason="needs root to mount a filesystem")
 @pytest.mark.parametrize(("kind", "durability"), [("ext4", "commit"), ("xfs", "commit"), ("ext4", "interval")])
-def test_a_power_cut_loses_no_more_than_the_durability_says(kind: str, durability: str) -> None:
+def test_a_power_cut_loses_no_more_than_the_durability_says(
+    kind: str, durability: str, full: bool, seen: Callable[..., None]
+) -> None:
     """Nothing with "commit"; with "interval" what is younger than it. Sealed segments stay whole."""
     if shutil.which(f"mkfs.{kind}") is None:
         pytest.skip(f"needs mkfs.{kind}")
-    command = [sys.executable, str(CRASH_LOOP), "--power-cut", kind, "--durability", durability, "--cuts", "2"]
+    cuts = 100 if full else 2
+    command = [sys.executable, str(CRASH_LOOP), "--power-cut", kind, "--durability", durability, "--cuts", str(cuts)]
+    command += ["--seconds", "3600"]
 
     run = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert run.returncode == 0, run.stderr
     ledger = json.loads(run.stdout.splitlines()[-1])
-    assert ledger["cuts"] == 2
+    assert ledger["cuts"] == cuts
+    seen(**{name: ledger[name] for name in ("acknowledged", "lost", "doubled", "damaged", "cuts", "seconds")})
     assert ledger["acknowledged"] > 100
     assert durability == "interval" or ledger["lost"] == 0
