@@ -60,7 +60,7 @@ def cross_check(settings: "Settings") -> Iterator[Finding]:
                 "a required forwarder gives nothing up: max_lag needs required = false",
             )
         if not flush.required and not limits:
-            yield table, "required", False, "say how far an optional forwarder may lag: max_lag_bytes or max_lag_s"
+            yield table, "required", False, "say how far it may lag: max_lag_bytes or max_lag_s"
 
 
 def _key_file(path: Path) -> Iterator[Finding]:

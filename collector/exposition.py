@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 
-from collector.metrics import DOOR_KINDS, FLUSHER, FORWARDER, HTTP, Metric, Totals
+from collector.metrics import DOOR_KINDS, FLUSHER, FORWARDER, HTTP, Metric, Totals, lag_s
 
 
 def render(totals: Totals, disk: os.statvfs_result | None) -> bytes:
@@ -47,6 +47,12 @@ class _Families:
             yield _family(
                 "collector_forwarder_", metric, [((n,), v) for n, v in totals.forwarders.items()], "forwarder"
             )
+        lag = GaugeMetricFamily(
+            "collector_forwarder_lag_seconds", "How long the oldest pending event has waited.", labels=["forwarder"]
+        )
+        for name, cells in totals.forwarders.items():
+            lag.add_metric([name], lag_s(cells["oldest_pending_ms"]))
+        yield lag
         yield GaugeMetricFamily(
             "collector_backlog_bytes", "Bytes in the spool that a forwarder still wants.", totals.backlog_bytes
         )

@@ -36,6 +36,7 @@ def forwarder_rows(directory: SpoolDirectory, settings: Settings) -> list[dict[s
             "skipped_events": counted.get("skipped_events_total", 0),
             "dropped_events": counted.get("dropped_events_total", 0),
             "last_success_ms": counted.get("last_success_ms", 0),
+            "failed_sends": counted.get("failures_total", 0),
         }
         rows.append(row)
     return rows
@@ -59,6 +60,9 @@ def _state(directory: SpoolDirectory, settings: ForwarderSettings, *, runs: bool
         "state": state,
         "reason": redact(reason),
         "since_ms": since_ms,
+        "required": settings.flush.required,
+        "last_error": redact(said.last_error) if said else "",
+        "last_error_ms": said.last_error_ms if said else 0,
     }
 
 

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 from collector.gate import off_sentence
-from collector.metrics import OUTCOMES, REFUSALS, SOURCES, WRITER_STATES, Totals, read_all
+from collector.metrics import OUTCOMES, REFUSALS, SOURCES, WRITER_STATES, Totals, lag_s, read_all
 from collector.settings import ForwarderSettings, Settings
+from collector.tables import redact
 from forwarders.status import ForwarderStatus, read_status
 from spool.directory import SpoolDirectory
 from spool.switch import Switch
@@ -122,6 +123,8 @@ class Health:
             "queueSegments": counted.get("queue_segments", 0),
             "queueBytes": counted.get("queue_bytes", 0),
             "oldestPendingMs": counted.get("oldest_pending_ms", 0),
+            "lagEvents": counted.get("queue_events", 0),
+            "lagSeconds": lag_s(counted.get("oldest_pending_ms", 0)),
             "lastSuccessMs": counted.get("last_success_ms", 0),
             "enqueued": counted.get("sent_events_total", 0) + counted.get("quarantined_events_total", 0),
             "sent": counted.get("sent_events_total", 0),
@@ -129,6 +132,11 @@ class Health:
             "errored": counted.get("quarantined_events_total", 0),
             "ignored": counted.get("skipped_events_total", 0),
             "retried": counted.get("retries_total", 0),
+            "failed": counted.get("failures_total", 0),
+            "quarantined": counted.get("quarantined_events_total", 0),
+            "required": settings.flush.required,
+            "lastError": redact(status.last_error) if status else "",
+            "lastErrorMs": status.last_error_ms if status else 0,
         }
         names = ", ".join(settings.flush.names)
         message = (
@@ -138,7 +146,7 @@ class Health:
         )
         code = _forwarder_code(settings, figures, status)
         if status is not None and code != "OK" and status.reason:
-            message += f", {status.state} since {_iso(status.since_ms)}: {status.reason}"
+            message += f", {status.state} since {_iso(status.since_ms)}: {redact(status.reason)}"
         return _item("ForwarderHealthCheck", code, message, figures)
 
     def _is_paused(self, forwarder: str) -> bool:

@@ -12,6 +12,7 @@ a measurement; it may be negative and is kept modulo 2^64. Salvaged segments app
 
 import bisect
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -125,6 +126,7 @@ FORWARDER = (
     Metric("duplicates_possible_total", "counter", "Events sent again because it was not known whether they arrived."),
     Metric("queue_segments", "gauge", "Segments in the forwarder's queue."),
     Metric("queue_bytes", "gauge", "Bytes of these segments."),
+    Metric("queue_events", "gauge", "Events that wait there; nearly, while a long queue is being counted."),
     Metric("oldest_pending_ms", "gauge", "When the oldest event not yet sent was received, ms since 1970; 0: none."),
     Metric("last_success_ms", "gauge", "When a batch was last taken, ms since 1970; 0: never.", kept=True),
     Metric("state", "gauge", "0 works or has nothing to do, 1 retries, 2 has stopped and needs a person, 3 is paused."),
@@ -281,6 +283,11 @@ class Backlog:
     def __call__(self) -> int:
         """Bytes in the spool that a forwarder still wants."""
         return self._flow.backlog_bytes()
+
+
+def lag_s(oldest_pending_ms: int) -> float:
+    """How long the oldest pending event of a forwarder has waited; 0 when none does."""
+    return round(max(0.0, time.time() - oldest_pending_ms / 1000), 1) if oldest_pending_ms else 0.0
 
 
 def backlog_bytes(directory: Path) -> int:

@@ -16,7 +16,8 @@ from collector.metrics import read_all
 from collector.settings import Settings
 from collector.spool_door import open_spool
 from collector.spool_view import place_sums
-from forwarders.status import read_status
+from collector.tables import redact
+from forwarders.status import ForwarderStatus, read_status
 from spool.directory import SpoolDirectory
 from spool.quarantine import Quarantine
 from spool.switch import Switch
@@ -52,10 +53,14 @@ def gather(settings: Settings, *, answers: Callable[[str], bool] = ports.answers
         "min_free_bytes": marks.min_free_bytes(),
         "items": items,
         "places": place_sums(directory),
-        "forwarders": {name: structs.asdict(status) for name, status in said.items() if status is not None},
+        "forwarders": {name: structs.asdict(_redacted(status)) for name, status in said.items() if status is not None},
         "quarantine": _quarantined(directory),
         "unclaimed_queues": sorted(set(directory.queues()) - {each.name for each in settings.forwarders}),
     }
+
+
+def _redacted(status: ForwarderStatus) -> ForwarderStatus:
+    return structs.replace(status, reason=redact(status.reason), last_error=redact(status.last_error))
 
 
 def _answers(bind: str, answers: Callable[[str], bool]) -> bool:

@@ -81,6 +81,7 @@ class Flusher:
         self._runs = False
         self._alone = threading.Lock()
         self._threads: dict[str, LaneThread] = {}
+        self._idle_queues: dict[str, Queue] = {}
         self._salvage_at = self._measure_at = monotonic()
         self._complaints: set[str] = set()
 
@@ -295,7 +296,8 @@ class Flusher:
             self._counters.set("backlog_measured_bytes", sum(seen.values()))
         for each in self._working:
             if not each.flush.enabled:
-                queue = Queue(self._directory, each.name)
+                queue = self._idle_queues.get(each.name) or Queue(self._directory, each.name)
+                self._idle_queues[each.name] = queue
                 queue.refresh()
                 Gauges(queue, each.counters).show(None, (), None)
         self._relief.keep_limits()

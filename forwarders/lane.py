@@ -208,7 +208,9 @@ class Lane:
                 wait = self._proceed(now, drain=drain)
         except (OSError, SpoolError, CannotQuarantine) as exc:
             wait = self._hindered(exc)
-        self._gauges.show(next(iter(self._reader.begun), None), self._reader.finishing, self._standing.status)
+        reader = self._reader
+        done = sum(each.total for each in reader.tallies.values())
+        self._gauges.show(next(iter(reader.begun), None), reader.finishing, self._standing.status, done_events=done)
         return wait
 
     def _proceed(self, now: float, *, drain: bool) -> float:

@@ -1,6 +1,7 @@
 """What state a forwarder is in and why, for a person: ``_queue/FORWARDER/.status.json``.
 
-    {"state": "retrying", "reason": "rabbitmq: connection refused", "since_ms": 1795342500000, "attempts": 4}
+    {"state": "retrying", "reason": "rabbitmq: connection refused", "since_ms": 1795342500000, "attempts": 4,
+     "last_error": "rabbitmq: connection refused", "last_error_ms": 1795342503000}
 
 Figures are counters; this is the one sentence that no counter holds. It may be a destination's word on an event, so in
 a spool with a key it is a box (`spool.box`). Written by the flusher when it changes, read by
@@ -35,18 +36,25 @@ STATUS_NAME: Final = ".status.json"
 
 
 class ForwarderStatus(msgspec.Struct, frozen=True):
-    """``since_ms`` is when the state began, ``attempts`` how many sends failed since."""
+    """``since_ms`` is when the state began, ``attempts`` how many sends failed since; ``last_error`` is kept also when
+    it works again, "" while there was none."""
 
     state: State
     reason: str
     since_ms: int
     attempts: int
+    last_error: str = ""
+    last_error_ms: int = 0
 
 
 def read_status(directory: SpoolDirectory, name: str) -> ForwarderStatus | None:
     """What the flusher last wrote about a forwarder; None: nothing, or nothing that can be read."""
+    return _read(directory.queue_root / name / STATUS_NAME, directory.keyring)
+
+
+def _read(path: Path, keyring: "Keyring | None") -> ForwarderStatus | None:
     try:
-        text = b"".join(box.read(directory.queue_root / name / STATUS_NAME, directory.keyring))
+        text = b"".join(box.read(path, keyring))
         return msgspec.json.decode(text, type=ForwarderStatus)
     except (OSError, msgspec.DecodeError, KeyMissing, box.BoxDamaged):
         return None
@@ -72,10 +80,15 @@ class StatusFile:
         """Say what state it is in now; nothing is written when that is known already."""
         reason = reason[:REASON_MAX_CHARS]
         known = self.current
-        since_ms = known.since_ms if known and known.state == state else self._wall_ns() // 1_000_000
-        status = ForwarderStatus(state, reason, since_ms, attempts)
-        if status == known and self._written:
+        if known and self._written and (known.state, known.reason, known.attempts) == (state, reason, attempts):
             return
+        now_ms = self._wall_ns() // 1_000_000
+        since_ms = known.since_ms if known and known.state == state else now_ms
+        before = known or _read(self._path, self._keyring)
+        error = (before.last_error, before.last_error_ms) if before else ("", 0)
+        if state in ("retrying", "stopped"):
+            error = (reason, now_ms)
+        status = ForwarderStatus(state, reason, since_ms, attempts, *error)
         self.current = status
         draft = self._path.with_name(f"{STATUS_NAME}.new")
         try:
@@ -101,13 +114,17 @@ class Gauges:
         self._head: str | None = None
         self._head_ms = 0
 
-    def show(self, begun: str | None, finishing: Container[str], status: ForwarderStatus | None) -> None:
-        """Set them. ``begun`` is the segment that is partly done, ``finishing`` those that are done but still there."""
+    def show(
+        self, begun: str | None, finishing: Container[str], status: ForwarderStatus | None, *, done_events: int = 0
+    ) -> None:
+        """Set them. ``begun`` is the segment that is partly done, ``finishing`` those that are done but still there,
+        and ``done_events`` are those of both that something has become of."""
         head = begun or self._queue.next_segment(finishing)
         if head != self._head:
             self._head, self._head_ms = head, created_ms(head) if head else 0
         self._counters.set("queue_segments", self._queue.count)
         self._counters.set("queue_bytes", self._queue.size)
+        self._counters.set("queue_events", max(0, self._queue.events - done_events))
         self._counters.set("oldest_pending_ms", self._head_ms)
         self._counters.set("state", STATES.index(status.state) if status else 0)
 

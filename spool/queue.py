@@ -31,6 +31,7 @@ from typing import Final, Literal
 
 from spool.ballast import Ballast, is_full
 from spool.directory import DIRECTORY_MODE, SEALED_SUFFIX, SpoolDirectory, SpoolError, fsync_directory
+from spool.event_count import EventCount
 from spool.item import LINK_SEPARATOR, item_of_link
 from spool.ledger import Ledger
 from spool.oddities import Oddities
@@ -171,6 +172,7 @@ class Queue:
         self._monotonic = monotonic
         self._names: list[str] = []  # sorted
         self._sizes: dict[str, int] = {}
+        self._event_count = EventCount(self.path)
         self._bytes = 0
         self._undeletable: set[str] = set()
         self._settled: int | None = None  # st_mtime_ns of the directory as it was read, when that was old enough
@@ -197,6 +199,11 @@ class Queue:
     def size(self) -> int:
         """Pending bytes, as last read; those of a half read segment count whole."""
         return self._bytes
+
+    @property
+    def events(self) -> int:
+        """Pending events, as the seals say; for a queue that was just read nearly. Reads some seals."""
+        return self._event_count.total(self._sizes, self._bytes)
 
     def size_of(self, segment: str) -> int:
         """The bytes of a pending segment, as last read; 0 of any other."""
@@ -247,7 +254,9 @@ class Queue:
 
     def _forget(self, segment: str) -> None:
         if segment in self._sizes:
-            self._bytes -= self._sizes.pop(segment)
+            size = self._sizes.pop(segment)
+            self._bytes -= size
+            self._event_count.forget(segment, size)
             del self._names[bisect.bisect_left(self._names, segment)]
 
     def _read(self) -> None:
@@ -265,6 +274,7 @@ class Queue:
         sizes = {name: size for name in names if (size := self._size_of(name)) is not None}
         self._names = names if len(sizes) == len(names) else list(sizes)
         self._sizes = sizes
+        self._event_count.keep(sizes)
         self._bytes = sum(sizes.values())
         self._read_took_s = self._monotonic() - self._read_at
 

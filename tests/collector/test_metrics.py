@@ -323,7 +323,7 @@ def test_prometheus_sees_every_metric_of_the_table_with_its_sentence(tmp_path: P
             if metric.name != "backlog_base_bytes":
                 assert f"# HELP {prefix}{metric.name} {metric.text}\n" in text
     sampled = {family.name for family in text_string_to_metric_families(text) if family.samples}
-    assert len(sampled) == sum(map(len, TABLE.values())) - 1 + 4
+    assert len(sampled) == sum(map(len, TABLE.values())) - 1 + 5
 
 
 def test_prometheus_sees_the_sum_of_all_workers_by_label(tmp_path: Path) -> None:

@@ -155,8 +155,7 @@ def test_every_error_is_listed_with_its_file_and_path(tmp_path: Path) -> None:
         ),
         (
             "forwarders.archive.required = false",
-            "forwarders.archive.required = false: say how far an optional forwarder may lag: "
-            "max_lag_bytes or max_lag_s",
+            "forwarders.archive.required = false: say how far it may lag: max_lag_bytes or max_lag_s",
         ),
         (
             'http.trusted_proxies = ["10.0.0.0/8", "10.0.0.1/8"]',

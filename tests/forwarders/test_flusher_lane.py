@@ -121,7 +121,9 @@ def test_the_state_of_a_forwarder_is_written_down_while_it_is_not_well(bench: Be
     assert status is not None
     assert (status.state, status.reason, status.attempts) == ("retrying", "the broker is down", 2)
     assert status.since_ms > 0
-    assert set(json.loads((bench.queue / ".status.json").read_bytes())) == {"state", "reason", "since_ms", "attempts"}
+    assert set(json.loads((bench.queue / ".status.json").read_bytes())) == {
+        "state", "reason", "since_ms", "attempts", "last_error", "last_error_ms",
+    }  # fmt: skip
     assert retrying == 1
     assert after is not None
     assert (after.state, after.reason) == ("ok", "")

@@ -150,6 +150,53 @@ def test_a_batch_that_cannot_be_sent_can_be_skipped_and_the_next_goes_at_once(be
     assert (answer.result(0).events, bench.destination.ids) == (1, wanted)
 
 
+def test_the_events_that_wait_are_counted_without_those_that_are_done(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, FlushSettings(batch_max_age_s=0, batch_max_events=3))
+    for _ in range(3):
+        bench.put([event(1), event(2)], [event(n) for n in range(8)])
+    bench.destination.answer = unavailable
+    bench.work()
+    assert bench.figures["queue_events"] == 30
+    bench.destination.answer = lambda _batch: None
+    bench.lane.hurry()
+    bench.lane.step()
+    assert bench.figures["queue_events"] == 28
+    bench.lane.step()
+    assert bench.figures["queue_events"] == 25
+    bench.work()
+    assert bench.figures["queue_events"] == 0
+
+
+def test_a_long_queue_is_counted_a_few_segments_at_a_time(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    for _ in range(100):
+        bench.put([event(1), event(2)])
+    queue = Queue(bench.directory, "fake")
+    path = queue.path / queue.segments()[99]
+
+    assert (queue.events, queue.events) == (200, 200)  # by the mean, then all of them
+    path.write_bytes(b"damaged")
+    assert queue.events == 200
+    queue.lost(path.name)
+    assert queue.events == 198
+
+
+def test_the_last_error_is_remembered_when_it_works_again_and_over_a_restart(bench: Bench) -> None:
+    bench.put([event(1)])
+    bench.destination.answer = unavailable
+    bench.work()
+    bench.destination.answer = lambda _batch: None
+    bench.lane.hurry()
+    bench.work()
+    bench.lane.close()
+    bench.start().step()
+    status = read_status(bench.directory, "fake")
+
+    assert status is not None
+    assert (status.state, status.reason, status.last_error) == ("ok", "", "it is down")
+    assert status.last_error_ms > 0
+
+
 def test_replays_are_not_skipped(bench: Bench) -> None:
     wanted = bench.put([event(1)])
     bench.destination.answer = refuses
