@@ -1,7 +1,5 @@
 """What becomes of the events of a request before they are stored: filters, then schemas, then privacy."""
 
-from typing import NamedTuple
-
 from collector.filters import Filters
 from collector.privacy import Privacy
 from collector.receipt import Receipt
@@ -9,13 +7,8 @@ from collector.schemas import Schemas
 from formats.event import Decoded, Event
 from formats.pixel import Sender
 
-
-class Judged(NamedTuple):
-    """The events to be stored, when their record may say that they arrived, and what became of all of them."""
-
-    events: list[Event]
-    received_ms: int
-    receipt: Receipt
+#: The events to be stored, when their record may say that they arrived, and what became of all of them.
+Judged = tuple[list[Event], int, Receipt]
 
 
 class Rules:
@@ -25,6 +18,7 @@ class Rules:
         self._filters = filters
         self._schemas = schemas
         self._privacy = privacy
+        self._only_filters = schemas.idle and privacy.idle
 
     @property
     def never_refuse(self) -> bool:
@@ -39,8 +33,11 @@ class Rules:
         """Those of a request's events that may be stored, as they may be stored."""
         offered = decoded.events
         events, received_ms = self._filters.keep(offered, sender), sender.received_ms
+        if self._only_filters or not events:
+            filtered = len(offered) - len(events)
+            return events, received_ms, Receipt(len(events), filtered, decoded.failed, decoded.failures)
         broken: list[tuple[Event, str]] = []
-        if events and not self._schemas.idle:
+        if not self._schemas.idle:
             events = self._schemas.judge(events, lambda *failure: broken.append(failure))
         if events and not self._privacy.idle:
             events, received_ms = self._privacy.apply(events, sender, lambda *failure: broken.append(failure))
@@ -48,4 +45,4 @@ class Rules:
         if broken:
             reasons = {id(event): reason for event, reason in broken}
             decoded.refuse({i: reasons[id(event)] for i, event in enumerate(offered) if id(event) in reasons})
-        return Judged(events, received_ms, Receipt(len(events), filtered, decoded.failed, decoded.failures))
+        return events, received_ms, Receipt(len(events), filtered, decoded.failed, decoded.failures)

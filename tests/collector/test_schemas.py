@@ -110,6 +110,18 @@ def test_failures_of_reader_and_schema_are_told_in_order_and_cost_no_other_event
     assert [each["index"] for each in json.loads(refused[2])["failures"]] == [0, 1, 2, 3]
 
 
+def test_a_client_that_asks_is_told_which_events_violated_a_schema(tmp_path: Path) -> None:
+    body = json.dumps([{"eventName": "View", "payload": payload} for payload in ({"page": "/"}, {}, {"page": 1})])
+    prefer = {"HTTP_PREFER": "return=representation"}
+    with collector(tmp_path, **RULES) as send:
+        _, _, answer = send("/rest/1.0/event", body.encode(), "application/json", whole=True, **prefer)
+
+    results = json.loads(answer)["results"]
+    assert [(each["index"], each["status"], each.get("reason")) for each in results] == [
+        (0, "accepted", None), (1, "failed", "page is missing"), (2, "failed", "page is no string")
+    ]  # fmt: skip
+
+
 def test_filters_come_before_schemas(tmp_path: Path) -> None:
     with collector(tmp_path, **RULES, filters={"event_name": ["View"]}) as send:
         assert send("/rest/1.0/event", event({}), "application/json") == "202"
