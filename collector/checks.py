@@ -74,7 +74,7 @@ def _key_file(path: Path) -> Iterator[Finding]:
     try:
         read_keys(path)
     except KeyFileError as exc:
-        yield ("spool",), "key_file", str(path), str(exc)
+        yield ("spool",), "key_file", str(path), str(exc).removeprefix(f"{path}: ")
 
 
 def _patterns(key: str, patterns: list[str]) -> Iterator[Finding]:

@@ -133,11 +133,16 @@ def drop(settings: "Settings", yes: bool, **chosen: Any) -> None:
 @click.argument("directory", type=click.Path(file_okay=False, exists=True, path_type=Path))
 @settings_option
 def export(settings: "Settings", directory: Path, **chosen: Any) -> None:
-    """Copy items, and the reasons why they are here, into DIRECTORY. They stay in quarantine."""
+    """Copy items, and the reasons why they are here, into DIRECTORY, decrypted. They stay in quarantine."""
+    from spool.quarantine import QuarantineError
+
     place = _quarantine(settings)
     items = _chosen(place, **chosen)
     for each in progress(items, "copying"):
-        place.export(each, directory)
+        try:
+            place.export(each, directory)
+        except QuarantineError as exc:
+            raise Failed(str(exc)) from exc
     click.echo(f"{len(items)} items copied to {directory}")
 
 

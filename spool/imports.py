@@ -32,7 +32,7 @@ from spool.seal import read_seal
 log = logging.getLogger(__name__)
 
 BATCH_FILES: Final = 64
-BATCH_BYTES: Final = 256 * 1024 * 1024
+BATCH_BYTES: Final = 64 * 1024 * 1024
 
 _KEYS: Final = "KEYS"
 _FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -79,18 +79,25 @@ class Imports:
 
     def take(self, parcels: Sequence[Parcel]) -> None:
         """Copy some parcels, and put them where they belong."""
-        shutil.rmtree(self._making, ignore_errors=True)
-        self._making.mkdir(mode=DIRECTORY_MODE)
-        for copy in (copy for parcel in parcels for copy in parcel.copies):
-            self._copy(copy)
         keys = [key for parcel in parcels for key in parcel.keys]
-        _write(self._making / _KEYS, ["".join(f"{key}\n" for key in keys).encode()])
-        for folder, _, _ in os.walk(self._making):
-            fsync_directory(Path(folder))
+        try:
+            self._make([copy for parcel in parcels for copy in parcel.copies], keys)
+        except BaseException:
+            shutil.rmtree(self._making, ignore_errors=True)  # the disk may be full of it
+            raise
         os.rename(self._making, self._ready)
         fsync_directory(self._place)
         self._deliver()
         self.seen.update(keys)
+
+    def _make(self, copies: Iterable[Copy], keys: Iterable[str]) -> None:
+        shutil.rmtree(self._making, ignore_errors=True)
+        self._making.mkdir(mode=DIRECTORY_MODE)
+        for copy in copies:
+            self._copy(copy)
+        _write(self._making / _KEYS, ["".join(f"{key}\n" for key in keys).encode()])
+        for folder, _, _ in os.walk(self._making):
+            fsync_directory(Path(folder))
 
     def _copy(self, copy: Copy) -> None:
         first, *others = [self._making / name for name in copy.names]

@@ -86,5 +86,8 @@ def test_no_file_of_an_encrypted_spool_shows_an_event_and_every_command_works(tm
     retained = next(spool.glob("_retain/**/*.seg"))
     assert "encrypted with the key k1" in command(collector, "spool", "cat", retained.name, code=1)
     assert "encrypted with the key k1" in command(collector, "spool", "verify", "--deep", code=1)
+    (tmp_path / "without").mkdir()
+    export = ("quarantine", "export", item["item"], str(tmp_path / "without"))
+    assert "encrypted with the key k1" in command(collector, *export, code=1)
     command(collector, "spool", "ls")
     command(collector, "status", code=1)

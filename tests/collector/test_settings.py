@@ -172,6 +172,7 @@ def test_every_error_is_listed_with_its_file_and_path(tmp_path: Path) -> None:
             'http.cors_origins = "https://Shop.example/": expected "*", or an origin in small letters such as '
             '"https://shop.example", "https://*.shop.example"',
         ),
+        ('spool.key_file = "no/where"', 'spool.key_file = "no/where": No such file or directory'),
         ("auth.read_requires_key = true", "auth.read_requires_key = true: needs auth.keys_file"),
         ("auth.post_requires_key = true", "auth.post_requires_key = true: needs auth.keys_file"),
         (

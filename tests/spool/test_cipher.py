@@ -257,8 +257,8 @@ def test_a_key_file_that_will_not_do_is_refused_with_its_line(tmp_path: Path, te
     assert "c2hvcnQ" not in said
 
 
-def test_damage_of_a_later_version_is_told_and_nothing_is_deleted(directory: SpoolDirectory) -> None:
-    """A cipher that this version does not know: the file is kept whole."""
+def test_a_segment_with_an_unknown_cipher_is_kept_whole_with_the_reason(directory: SpoolDirectory) -> None:
+    """A later version wrote it: nothing is deleted, nothing is guessed at."""
     path = write(directory, SECRET, close=False)
     data = path.read_bytes()
     path.unlink()
