@@ -12,18 +12,16 @@ Judged = tuple[list[Event], int, Receipt]
 
 
 class Rules:
-    """The operator's rules for events, the same at every door. Owner: one process."""
+    """The operator's rules for events, the same at every door. Owner: one process.
+
+    ``never_refuse``: no event can fail here.
+    """
 
     def __init__(self, filters: Filters, schemas: Schemas, privacy: Privacy) -> None:
         self._filters = filters
         self._schemas = schemas
         self._privacy = privacy
-        self._only_filters = schemas.idle and privacy.idle
-
-    @property
-    def never_refuse(self) -> bool:
-        """Whether no event can fail here."""
-        return self._schemas.idle and self._privacy.idle
+        self.never_refuse = schemas.idle and privacy.idle
 
     def may_refuse(self, name: str) -> bool:
         """Whether an event of this name can fail here although it could be read."""
@@ -33,7 +31,7 @@ class Rules:
         """Those of a request's events that may be stored, as they may be stored."""
         offered = decoded.events
         events, received_ms = self._filters.keep(offered, sender), sender.received_ms
-        if self._only_filters or not events:
+        if self.never_refuse or not events:
             filtered = len(offered) - len(events)
             return events, received_ms, Receipt(len(events), filtered, decoded.failed, decoded.failures)
         broken: list[tuple[Event, str]] = []
