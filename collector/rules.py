@@ -5,6 +5,7 @@ from collector.privacy import Privacy
 from collector.receipt import Receipt
 from collector.schemas import Schemas
 from formats.event import Decoded, Event
+from formats.packed_fields import unpack
 from formats.pixel import Sender
 
 #: The events to be stored, when their record may say that they arrived, and what became of all of them.
@@ -35,6 +36,7 @@ class Rules:
             filtered = len(offered) - len(events)
             return events, received_ms, Receipt(len(events), filtered, decoded.failed, decoded.failures)
         broken: list[tuple[Event, str]] = []
+        unpack(events)  # they look at fields
         if not self._schemas.idle:
             events = self._schemas.judge(events, lambda *failure: broken.append(failure))
         if events and not self._privacy.idle:

@@ -33,6 +33,7 @@ from formats.event import (
     check_name,
 )
 from formats.json_body import is_shallow
+from formats.packed_fields import PACKED_FROM_BYTES, pack
 from formats.thrift_body import decode_struct
 from formats.thrift_call import LIST, STRING, STRUCT, skip
 
@@ -52,6 +53,7 @@ def decode_log(data: bytes, at: int, now_ms: int) -> Decoded:
     Errors: FormatError when the bytes are not a Log's arguments: nothing of it is to be kept.
     """
     decoded = Decoded()
+    packs = len(data) >= PACKED_FROM_BYTES
     names: dict[bytes, str] = {}
     events = decoded.events
     for position, (category, message) in enumerate(_entries(data, at)):
@@ -61,7 +63,8 @@ def decode_log(data: bytes, at: int, now_ms: int) -> Decoded:
             name = names.get(category)
             if name is None:
                 name = names[category] = _name(category)
-            events.append(decode_message(name, message, now_ms))
+            event = decode_message(name, message, now_ms)
+            events.append(pack(event) if packs else event)
         except FormatError as exc:
             decoded.fail(exc.reason, position)
     return decoded

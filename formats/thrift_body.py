@@ -11,6 +11,7 @@
 
 A body is a stream when it begins like a frame with a known granularity; otherwise it is one struct, which
 uses every byte and takes its name from the request. Field ids are kept as sent, and no id comes twice.
+The fields of a large stream come packed (formats/packed_fields.py).
 
 Source: Ning collector, ThriftEnvelopeEvent; Apache Thrift, binary protocol.
 
@@ -25,6 +26,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from formats.event import Decoded, Defaults, Event, Field, FormatError, Granularity, PayloadKind, check_name
+from formats.packed_fields import PACKED_FROM_BYTES, pack
 from formats.times import check_time
 
 FIELDS_MAX = 1 << 16  # there are no more ids
@@ -65,11 +67,12 @@ def decode_thrift(body: bytes, defaults: Defaults) -> Decoded:
             fields = decode_struct(body)
             decoded.events.append(Event(defaults.name, defaults.time_ms, defaults.granularity, _FIELDS, fields))
             return decoded
-        at = 0
+        at, packs = 0, len(body) >= PACKED_FROM_BYTES
         while at < len(body):
             time_ms, granularity, envelope, at = _read_frame(body, at)
             try:
-                decoded.events.append(_event(time_ms, granularity, envelope))
+                event = _event(time_ms, granularity, envelope)
+                decoded.events.append(pack(event) if packs else event)
             except FormatError as exc:
                 decoded.fail(exc.reason, position)
             position += 1

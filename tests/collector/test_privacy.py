@@ -287,6 +287,20 @@ def test_an_event_that_is_too_large_to_be_looked_through_fails_alone(tmp_path: P
         assert [event.payload for event in stored(tmp_path)] == [b'{"n":1}']
 
 
+def test_a_large_thrift_body_is_edited_as_a_small_one(tmp_path: Path) -> None:
+    """Its fields come packed."""
+    fields = thrift(SECRET, "kept", "x" * 300_000, "more")
+    head = (10).to_bytes(1, "big") + SENT_MS.to_bytes(8, "big") + (5).to_bytes(4, "big") + b"DAILY"
+    text = b"\x0b\0\0\0\0\0\4View"
+    frame = head + text + b"\x0b\0\1" + len(fields).to_bytes(4, "big") + fields + b"\0"
+    with collector(tmp_path, privacy={"drop": ["1"]}) as send:
+        assert send("/rest/1.0/event", frame, "application/thrift") == "202"
+
+        (event,) = stored(tmp_path)
+    assert event.payload == [(2, "string", "kept"), (3, "string", "x" * 300_000), (4, "string", "more")]
+    assert SECRET.encode() not in bytes_on_disk(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("table", "text", "error"),
     [
