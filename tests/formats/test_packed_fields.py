@@ -64,7 +64,7 @@ def test_every_field_of_a_large_body_is_kept(
     events = decode(body_of(fields)).events
 
     stored = decode_envelope(encode_envelope("thrift", 5, events), UUID, 64)
-    assert len(stored) == len(events) > 1
+    assert len(stored) == len(events) > 0
     assert all(event.payload == expected for event in stored)
     unpack(events)
     assert all(event.payload == expected for event in events)
