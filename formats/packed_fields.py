@@ -13,15 +13,14 @@ from formats.event import Event, Field
 
 #: Smaller bodies are not worth it: their fields fit into some megabytes.
 PACKED_FROM_BYTES = 256 * 1024
-PACKED_FROM_FIELDS = 3
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Field]).decode
 
 
 def pack(event: Event) -> Event:
-    """The event with its fields packed, if it has many enough for that to be smaller."""
-    if isinstance(event.payload, list) and len(event.payload) >= PACKED_FROM_FIELDS:
+    """The event with its fields packed, if it has any: no fields are smaller as they are."""
+    if isinstance(event.payload, list) and event.payload:
         event.payload = msgspec.Raw(_encode(event.payload))
     return event
 

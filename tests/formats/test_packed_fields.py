@@ -26,12 +26,12 @@ def struct_of(kind: int, value: bytes, count: int) -> bytes:
 
 def stream(fields: bytes) -> bytes:
     frame = struct.pack(">Bqi", 10, 7, 5) + b"DAILY" + string(0, b"E") + string(1, fields) + b"\0"
-    return frame * (2 * PACKED_FROM_BYTES // len(frame) + 1)
+    return frame * (PACKED_FROM_BYTES // len(frame) + 1)
 
 
 def log(fields: bytes) -> bytes:
     entry = string(1, b"E") + string(2, b"7:" + base64.b64encode(fields)) + b"\0"
-    count = 2 * PACKED_FROM_BYTES // len(entry) + 1
+    count = PACKED_FROM_BYTES // len(entry) + 1
     return struct.pack(">BhBi", 15, 1, 12, count) + entry * count + b"\0"
 
 
@@ -49,7 +49,6 @@ def decode_scribe(data: bytes) -> Decoded:
     [
         b"\0",
         struct_of(2, b"\1", 2),
-        struct_of(2, b"\1", 10),
         struct_of(4, struct.pack(">d", 0.5), 10),
         struct_of(11, struct.pack(">i", 3) + "é".encode() + b"x", 100),
         struct_of(10, b"\xff" * 8, 1 << 16),
@@ -73,7 +72,7 @@ def test_every_field_of_a_large_body_is_kept(
 @pytest.mark.parametrize(("body_of", "decode"), [(stream, decode_stream), (log, decode_scribe)])
 @pytest.mark.parametrize(
     "fields",
-    [b"\0", struct_of(3, b"\7", 1), struct_of(2, b"\1", 3), struct_of(3, b"\7", 30), struct_of(3, b"\7", 1 << 16)],
+    [struct_of(3, b"\7", 1), struct_of(2, b"\1", 30), struct_of(3, b"\7", 1 << 14)],
     ids=len,
 )
 def test_a_body_takes_at_most_ten_times_its_size(
