@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -112,11 +113,18 @@ def _say(row: Row, report: dict[str, object]) -> None:
         print(f"    not here   {row.reason}")
     tests = report["tests"]
     assert isinstance(tests, dict)
+    silent: Counter[str] = Counter()
     for test, result in tests.items():
-        figures = ", ".join(f"{name} {value}" for name, value in result["seen"].items())
-        print(f"    seen       {test.partition('::')[2]}: {result['outcome']}{f': {figures}' * bool(figures)}")
+        name = test.partition("::")[2]
+        figures = ", ".join(f"{figure} {value}" for figure, value in result["seen"].items())
+        if result["outcome"] == "passed" and not figures:
+            silent[name.partition("[")[0]] += 1
+            continue
+        print(f"    seen       {name}: {result['outcome']}{f': {figures}' * bool(figures)}")
         if result["said"]:
             print("               " + result["said"].replace("\n", "\n               "))
+    for name, cases in silent.items():
+        print(f"    seen       {name}: passed{f', {cases} cases' * (cases > 1)}")
     for test in report["not_run"] if isinstance(report["not_run"], list) else []:
         print(f"    not run    {test}")
 

@@ -36,7 +36,7 @@ class Gunicorn(RunningCollector):
     def __init__(self, base: Path, *arguments: str) -> None:
         super().__init__(
             base,
-            spool={"segment_max_age_s": 60},
+            spool={"segment_max_age_s": 3600},
             forwarders__archive={"path": str(base / "events"), "batch_max_age_s": 0.1},
         )
         self.arguments = arguments

@@ -3,18 +3,21 @@
 import itertools
 import os
 import resource
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.faults.injection import fill, kill_everything, make_filesystem, mounted, needs_root, worker_of
+from spool.directory import SpoolDirectory
+from tests.faults.injection import fill, is_alive, kill_everything, make_filesystem, mounted, needs_root, worker_of
 from tests.faults.load import Load, assert_delivered, numbered, quick
 from tests.services.child import wait_until
-from tests.services.collector import RunningCollector
+from tests.services.collector import REPOSITORY, RunningCollector
 
 pytestmark = pytest.mark.slow
 
@@ -134,26 +137,74 @@ def test_a_filesystem_that_goes_read_only_is_answered_503_and_what_it_has_is_sal
 
 
 @needs_root
-def test_a_spool_that_is_unmounted_takes_nothing_until_it_is_back(tmp_path: Path) -> None:
-    """An empty directory in its place is not taken for the spool."""
+def test_a_spool_that_is_unmounted_takes_nothing_until_it_is_back_also_from_new_processes(
+    tmp_path: Path, seen: Callable[..., None]
+) -> None:
+    """An empty directory in its place is not taken for the spool, nor made one where the settings say so."""
     image, place = tmp_path / "image", tmp_path / "disk"
     make_filesystem(image, "ext4", 64)
     with mounted(place, "-o", "loop", str(image)):
         (place / "lost+found").rmdir()
-        collector = quick(tmp_path, spool={"path": str(place)})
+        SpoolDirectory.open(place)
+        collector = quick(tmp_path, spool={"path": str(place), "must_exist": True})
         with collector:
             assert collector.post(numbered([1]))[0] == 202
             assert_delivered(tmp_path, [1])
+            worker = worker_of(collector)
             subprocess.run(["umount", "--lazy", place], check=True)
             try:
                 wait_until(lambda: collector.post(numbered([2]))[0] == 503, 10, "a refusal")
-                left = [each for each in place.rglob("*") if each.is_file()]
+                kill_everything(collector)
+                start = [sys.executable, "-m", "collector", "serve", "--config", str(collector.config)]
+                refused = subprocess.run(start, cwd=REPOSITORY, capture_output=True, text=True, timeout=30, check=False)
+                left = list(place.iterdir())
             finally:
                 subprocess.run(["mount", "-o", "loop", image, place], check=True)
-            wait_until(lambda: collector.post(numbered([3]))[0] == 202, 20, "the next 202")
+            collector.start()
+            assert worker_of(collector) != worker
+            assert collector.post(numbered([3]))[0] == 202
             assert_delivered(tmp_path, [3])
 
+    seen(start_refused=refused.stderr.strip())
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
     assert left == []
+
+
+@needs_root
+def test_a_worker_that_dies_while_the_spool_is_unmounted_comes_back_with_it(
+    tmp_path: Path, seen: Callable[..., None]
+) -> None:
+    image, place = tmp_path / "image", tmp_path / "disk"
+    make_filesystem(image, "ext4", 64)
+    with mounted(place, "-o", "loop", str(image)):
+        (place / "lost+found").rmdir()
+        SpoolDirectory.open(place)
+        with quick(tmp_path, spool={"path": str(place), "must_exist": True}) as collector:
+            assert collector.post(numbered([1]))[0] == 202
+            worker = worker_of(collector)
+            subprocess.run(["umount", "--lazy", place], check=True)
+            try:
+                os.kill(worker, signal.SIGKILL)
+                wait_until(lambda: not is_alive(worker), 10, "its end")
+                time.sleep(1)
+                left = list(place.iterdir())
+            finally:
+                subprocess.run(["mount", "-o", "loop", image, place], check=True)
+            began = time.monotonic()
+            wait_until(lambda: answers(collector), 60, "the next 202")
+            assert_delivered(tmp_path, [1, 2])
+
+    seen(taken_again_after_s=round(time.monotonic() - began, 1))
+    assert left == []
+
+
+def answers(collector: RunningCollector) -> bool:
+    """Whether the event 2 is answered 202."""
+    try:
+        return collector.post(numbered([2]))[0] == 202
+    except OSError:
+        return False
 
 
 def test_a_limit_on_file_sizes_costs_some_requests_a_503_and_no_event(
