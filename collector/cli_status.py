@@ -86,7 +86,9 @@ def _forwarder(item: dict[str, Any], found: dict[str, Any], now_s: float) -> str
         parts.append(f"the last {age(now_s - figures['lastSuccessMs'] / 1000)} ago")
     parts.append(_waiting(found, figures["name"]))
     said = found["forwarders"].get(figures["name"])
-    if said and said["state"] != "ok":
+    if figures["state"] == "paused":
+        parts.append("paused; collector forwarder resume ends it")
+    elif said and said["state"] not in ("ok", "paused"):
         since = age(now_s - said["since_ms"] / 1000)
         parts.append(f"{said['state']} for {since}, {said['attempts']} attempts: {said['reason']}")
     return ", ".join(parts)

@@ -45,7 +45,7 @@ class Oddities:
                     self.report(Path(entry.path), "not a regular file")
                 elif entry.name.endswith(suffix):
                     names.append(entry.name)
-                elif not entry.name.startswith((".cursor", ".status.json")):
+                elif not entry.name.startswith((".cursor", ".status.json", ".paused")):
                     self.report(Path(entry.path), f"its name does not end in {suffix}")
         names.sort()
         return names

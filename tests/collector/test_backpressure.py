@@ -1,5 +1,6 @@
 """What ends in 503, what does not, and that it ends by itself: on a whole collector."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from tests.services.child import wait_until
 from tests.services.collector import RunningCollector, archived_events
+from tests.spool.plain import mounted, needs_root
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -29,6 +31,30 @@ def refused(collector: RunningCollector, reason: str) -> float:
     name = f'collector_refused_requests_total{{reason="{reason}"}}'
     lines = collector.get("/metrics")[2].decode().splitlines()
     return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def fill(path: Path) -> Path:
+    """Leave no room on the disk of a directory; the file that takes it."""
+    filler = path / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(65_536)):
+            continue
+    return filler
+
+
+@needs_root
+def test_a_full_disk_is_counted_and_shown_and_over_as_soon_as_there_is_room(tmp_path: Path) -> None:
+    collector = RunningCollector(tmp_path)
+    with mounted(collector.spool, "size=24m,mode=750"), collector:
+        assert collector.post(EVENT)[0] == 202
+        filler = fill(collector.spool)
+        wait_until(lambda: collector.post(EVENT)[0] == 503, 10, "the disk is full")
+        wait_until(lambda: "0 (disk_full)" in health(collector, "WriterHealthCheck")["message"], 5, "health shows it")
+        assert collector.get("/readyz")[0] == 503
+        assert refused(collector, "disk_full") >= 1
+        filler.unlink()
+        wait_until(lambda: collector.post(EVENT)[0] == 202, 5, "there is room again")
+        wait_until(lambda: health(collector, "WriterHealthCheck")["code"] == "OK", 5, "health shows it")
 
 
 def test_the_backlog_of_a_required_forwarder_ends_in_503_and_that_of_an_optional_one_never(tmp_path: Path) -> None:

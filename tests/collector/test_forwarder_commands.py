@@ -16,7 +16,11 @@ import pytest
 import requests
 
 from collector.control_client import connect
+from formats.envelope import encode_envelope
+from formats.event import Event, Granularity, PayloadKind
 from spool.directory import SpoolDirectory
+from spool.quarantine import Quarantine, RefusedRecord
+from spool.record import Origin
 from tests.services.child import free_port, wait_until
 from tests.services.collector import REPOSITORY, RunningCollector, archived_events
 
@@ -97,6 +101,7 @@ def test_a_forwarder_is_paused_flushed_and_skipped_beside_a_collector_that_runs(
         wait_until(lambda: len(archived_events(one)) == 1, 5, "the rest is sent")
         assert rows(run)["one"]["dropped_events"] == 1
         assert run("forwarder", "resume", "one").stdout == "one is not paused\n"
+        run("audit")  # what was skipped is accounted for
         assert "but one, two" in run("forwarder", "pause", "three", code=1).stderr
         run("forwarder", "skip", "one", code=2)
     assert not sock.exists()
@@ -125,6 +130,25 @@ def test_what_needs_no_process_is_done_without_one_and_holds_when_it_starts(tmp_
     with collector:
         wait_until(lambda: not connect_fails(collector.spool), what="the socket is made anew")
         assert rows(run)["one"]["state"] == "paused"
+
+
+def test_what_is_in_quarantine_is_flushed_when_that_is_asked_for(tmp_path: Path) -> None:
+    collector = two_archives(tmp_path)
+    run = runner(collector)
+    directory = SpoolDirectory.open(collector.spool)
+    for name in ("one", "two"):
+        directory.queue(name)
+    event = Event("Hello", 0, Granularity.HOURLY, PayloadKind.JSON, b"{}")
+    refused = RefusedRecord(Origin(bytes(16), 64, (0,)), encode_envelope("json", 0, [event]), 1, 0)
+    Quarantine(directory).add_events("two", "x.seg", [refused], reason="the destination refused it")
+
+    assert "would be sent" in run("forwarder", "flush", "two", "--quarantined", "--dry-run").stdout
+    assert run("forwarder", "flush", "one", "--quarantined").stdout.endswith("all is delivered\n")
+    assert archived_events(tmp_path / "two") == []
+    said = json.loads(run("forwarder", "flush", "two", "--quarantined", "--json").stdout)
+    assert (said["quarantined_items"], said["failures"], said["delivered"]) == (1, [], True)
+    assert [each["id"] for each in archived_events(tmp_path / "two")] == [f"{'0' * 32}-40-0"]
+    assert Quarantine(directory).items() == []
 
 
 def connect_fails(spool: Path) -> bool:

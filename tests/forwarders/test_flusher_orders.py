@@ -34,7 +34,9 @@ def switch(bench: Bench) -> Switch:
     return Switch.forwarder(bench.directory, "fake")
 
 
-def test_a_paused_forwarder_keeps_its_queue_over_a_restart_and_goes_on_where_it_was(bench: Bench) -> None:
+def test_a_paused_forwarder_keeps_its_queue_over_a_restart_and_goes_on_where_it_was(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     wanted = bench.put([event(1)])
     bench.work()
     switch(bench).turn_off("the database moves")
@@ -52,6 +54,7 @@ def test_a_paused_forwarder_keeps_its_queue_over_a_restart_and_goes_on_where_it_
     switch(bench).turn_on()
     bench.work()
     assert (bench.destination.ids, bench.segments(), bench.figures["state"]) == (wanted, [], 0)
+    assert {record.message for record in caplog.records} == {"forwarder is paused"}
 
 
 def test_a_pause_holds_during_a_back_off_and_its_end_ends_the_back_off(bench: Bench) -> None:
