@@ -24,7 +24,7 @@ from typing import Final
 
 from spool.directory import DIRECTORY_MODE, FILE_MODE, SEALED_SUFFIX, SpoolDirectory, fsync_directory
 from spool.flusher_lock import Locked
-from spool.item import item_of_link
+from spool.item import LINK_SEPARATOR, item_of_link
 from spool.ledger import Ledger
 from spool.outcome import Outcome
 from spool.seal import read_seal
@@ -143,7 +143,7 @@ class Imports:
             if uuid is None or events is None:
                 continue
             if place == "_queue":
-                ledger.handed(owner, [(uuid, events)])
+                ledger.handed(owner, [(uuid, events)], replay=LINK_SEPARATOR in name.name)
             elif place == "_quarantine":
                 # its own uuid is for the row that its replay will write
                 own = hashlib.sha256(b"imported" + uuid).digest()[:16]

@@ -1,5 +1,6 @@
 """Taking over the spool of a dead machine: everything once, whatever interrupts it, and never from a living one."""
 
+import errno
 import fcntl
 import itertools
 import json
@@ -193,6 +194,24 @@ def test_without_room_nothing_is_begun(dead: Dead, own: SpoolDirectory) -> None:
 
     assert not (own.path / "_import").exists()
     assert len(list(dead.spool.opened.iterdir())) == 2
+
+
+def test_a_full_disk_is_left_clean_and_the_next_try_completes(
+    dead: Dead, own: SpoolDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    salvage_orphans(dead.spool)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", full)
+        with pytest.raises(OSError, match="No space left"):
+            take(dead.spool.path, own)
+    left = [path.name for path in (own.path / "_import").iterdir()]
+    take(dead.spool.path, own)
+
+    assert left == ["LOCK"]
+    assert {name: sorted(ids) for name, ids in dead.ids.items()} == arrived(own)
 
 
 @pytest.mark.slow
