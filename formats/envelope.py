@@ -5,12 +5,16 @@ msgpack, so that a person with any msgpack tool can read a spool:
     [1, source, received_ms, [event, ...]]
     event = [name, time_ms, granularity, kind, payload, "", 0, "", set_aside]
 
+An event that was erased is a binary value of zeros in its place, of the same length: the others keep their index.
+
 The three empty places belong to `formats.event.Event`: the envelope says the source and the time of arrival once
 for all, and an id is where the record lies, which nobody knows before it is written.
 """
 
 import re
+from collections.abc import Collection
 
+import msgpack
 import msgspec
 
 from formats.event import Event, FormatError
@@ -27,8 +31,16 @@ class _Envelope(msgspec.Struct, array_like=True, gc=False):
     events: list[Event]
 
 
+class _ErasedEnvelope(msgspec.Struct, array_like=True, gc=False):
+    version: int
+    source: str
+    received_ms: int
+    events: list[Event | bytes]
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Envelope).decode
+_decode_erased = msgspec.msgpack.Decoder(_ErasedEnvelope).decode
 
 
 def encode_envelope(source: str, received_ms: int, events: list[Event]) -> bytes:
@@ -50,13 +62,10 @@ def decode_envelope(payload: bytes, segment_uuid: bytes, offset: int, indexes: t
     """
     try:
         envelope = _decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-        raise FormatError(f"the record is no envelope: {exc}") from exc
-    if envelope.version != VERSION:
-        raise FormatError(f"the record is an envelope of version {envelope.version}, this program reads {VERSION}")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return [event for event in decode_slots(payload, segment_uuid, offset, indexes) if event is not None]
     events = envelope.events
-    if indexes and len(indexes) != len(events):
-        raise FormatError(f"the record has {len(events)} events and ids for {len(indexes)}")
+    _check(envelope, len(events), indexes)
     source, received_ms = envelope.source, envelope.received_ms
     prefix = f"{segment_uuid.hex()}-{offset:x}-"
     for index, event in zip(indexes or range(len(events)), events, strict=True):
@@ -64,6 +73,55 @@ def decode_envelope(payload: bytes, segment_uuid: bytes, offset: int, indexes: t
         event.received_ms = received_ms
         event.id = f"{prefix}{index:x}"
     return events
+
+
+def decode_slots(payload: bytes, segment_uuid: bytes, offset: int, indexes: tuple[int, ...] = ()) -> list[Event | None]:
+    """`decode_envelope` with None in the place of each event that was erased."""
+    try:
+        envelope = _decode_erased(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise FormatError(f"the record is no envelope: {exc}") from exc
+    events = [event if isinstance(event, Event) else None for event in envelope.events]
+    _check(envelope, len(events), indexes)
+    for index, event in zip(indexes or range(len(events)), events, strict=True):
+        if event is not None:
+            event.source = envelope.source
+            event.received_ms = envelope.received_ms
+            event.id = event_id(segment_uuid, offset, index)
+    return events
+
+
+def erase_events(payload: bytes, positions: Collection[int]) -> bytes:
+    """The envelope without the events at these positions (from 0): of the same length, all else as it was."""
+    erased = bytearray(payload)
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(payload)
+    unpacker.read_array_header()
+    for _ in range(3):
+        unpacker.skip()
+    for position in range(unpacker.read_array_header()):
+        start = unpacker.tell()
+        unpacker.skip()
+        if position in positions:
+            length = unpacker.tell() - start
+            erased[start : start + length] = _zeros(length)
+    return bytes(erased)
+
+
+def _zeros(length: int) -> bytes:
+    """A binary value of zeros that takes so many bytes, 5 at least (an event takes more)."""
+    if length <= 257:
+        return b"\xc4" + bytes([length - 2]) + bytes(length - 2)
+    if length <= 65_538:
+        return b"\xc5" + (length - 3).to_bytes(2, "big") + bytes(length - 3)
+    return b"\xc6" + (length - 5).to_bytes(4, "big") + bytes(length - 5)
+
+
+def _check(envelope: _Envelope | _ErasedEnvelope, count: int, indexes: tuple[int, ...]) -> None:
+    if envelope.version != VERSION:
+        raise FormatError(f"the record is an envelope of version {envelope.version}, this program reads {VERSION}")
+    if indexes and len(indexes) != count:
+        raise FormatError(f"the record has {count} events and ids for {len(indexes)}")
 
 
 def event_id(segment_uuid: bytes, offset: int, index: int) -> str:

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from formats.event import Event
+from formats.envelope import decode_slots
+from formats.event import Event, FormatError
 from forwarders.batch import BEGIN, Batch, Piece, Position, decode_record
 from spool.cursor import MAX_RANGES, Mark, Range
 from spool.directory import SpoolError
@@ -22,7 +23,7 @@ from spool.outcome import NOTHING, Outcome
 from spool.quarantine import Quarantine
 from spool.queue import Queue
 from spool.reader import Damage, Record, SegmentReader, SegmentUnreadable
-from spool.record import RECORD_HEADER_BYTES, RecordType, decode_record_header, seed_of
+from spool.record import RECORD_HEADER_BYTES, Origin, RecordType, decode_record_header, seed_of
 
 log = logging.getLogger(__name__)
 
@@ -323,9 +324,12 @@ class QueueReader:
                 batch.ends.append((len(batch.events), current))
                 current, replay = segment, item_of_link(segment) is not None
             events = self._events_of(segment, record)
-            if not events:
+            if not events and (erased := self._erased(record)) is not None:
+                events = [event for event in erased[start:stop] if event is not None]
+                batch.tell(segment, Outcome(dropped=stop - start - len(events)))
+            elif not events:
                 batch.tell(segment, Outcome(damaged=stop - start))
-            if start or stop < record.event_count:
+            elif start or stop < record.event_count:
                 self._cut = (segment, record, events) if stop < record.event_count else None
                 events = events[start:stop]
             chosen = events if replay else choose(events)
@@ -346,11 +350,22 @@ class QueueReader:
             events = decode_record(record)
             if len(events) == record.event_count:
                 return events
+            if self._erased(record) is not None:
+                return []
             error = f"its header says {record.event_count} events, it holds {len(events)}"
         except Exception as exc:  # noqa: BLE001  a decoder must not stop the way out, whatever it raises
             error = f"{type(exc).__name__}: {exc}"
         self._keep_record(segment, record, error)
         return []
+
+    def _erased(self, record: Record) -> list[Event | None] | None:
+        """The events of a record of which a person has erased some, with None for those; None: it is no such record."""
+        uuid, offset, indexes = record.origin or Origin(record.uuid, record.offset)
+        try:
+            slots = decode_slots(record.payload, uuid, offset, indexes)
+        except FormatError:
+            return None
+        return slots if None in slots and len(slots) == record.event_count else None
 
     # Quarantine
 

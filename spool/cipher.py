@@ -81,6 +81,17 @@ class SegmentKey:
                 return ENCRYPTED | COMPRESSED, self.encrypt(compressed, offset)
         return ENCRYPTED, self.encrypt(payload, offset)
 
+    def encode_at_length(self, codec: int, payload: bytes, offset: int, length: int) -> bytes | None:
+        """The stored bytes for a payload with this codec, so many of them; None when they are more.
+
+        zstd passes over what stands behind its frame, so zeros fill the rest.
+        """
+        room = length - _NONCE_BYTES - _TAG_BYTES
+        if codec & COMPRESSED:
+            payload = self._compressor.compress(payload)
+            payload += bytes(max(0, room - len(payload)))
+        return self.encrypt(payload, offset) if len(payload) == room else None
+
     def decode(self, codec: int, stored: bytes, offset: int) -> bytes | None:
         """Undo `encode`; None when it was not made with this key for this place."""
         payload = self.decrypt(stored, offset)

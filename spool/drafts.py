@@ -32,6 +32,19 @@ def replace(directory: SpoolDirectory, target: Path, data: bytes) -> None:
         fsync_directory(target.parent)
 
 
+def substitute(directory: SpoolDirectory, targets: Iterable[Path], chunks: Callable[[], Iterable[bytes]]) -> None:
+    """Make one new file in the place of several names of an old one. Durability and errors as in `publish`.
+
+    A crash leaves some names with the old file: do it again.
+    """
+    with _draft(directory, chunks) as draft:
+        for target in targets:
+            name = directory.tmp / f"{uuids.uuid4().hex}.draft"
+            os.link(draft, name)
+            os.rename(name, target)
+            fsync_directory(target.parent)
+
+
 def link(source: Path, target: Path) -> bool:
     """Give a file in the spool a second name; False when there is a file of that name. Durable, errors: as above."""
     try:

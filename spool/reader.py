@@ -110,7 +110,7 @@ class SegmentReader:
     Life:  a context manager; holds one descriptor and at most one chunk (or one record, if larger) in memory.
     Units: offsets are bytes from the beginning of the file. ``size`` is the file's size when it was opened. Of a
            retained segment (`spool.retained`) both are those of the segment, not of the compressed file.
-    ``rebuilt``: the header was damaged and has been made anew from the file name.
+    ``retained``: it is compressed. ``rebuilt``: the header was damaged and has been made anew from the file name.
     """
 
     def __init__(self, path: Path, keyring: "Keyring | None" = None) -> None:
@@ -124,8 +124,9 @@ class SegmentReader:
                 raise OSError(errno.EINVAL, "not a regular file", str(path))
             self.size = status.st_size
             self._pread: Callable[[int, int], bytes] = functools.partial(os.pread, self._descriptor)
+            self.retained = False
             if retained := RetainedBytes.open(self._descriptor, status.st_size):
-                self.size, self._pread = retained.size, retained.pread
+                self.size, self._pread, self.retained = retained.size, retained.pread, True
             self.header, self.rebuilt = self._read_header()
         except BaseException:
             self.close()
@@ -159,6 +160,11 @@ class SegmentReader:
     def sealed(self) -> bool:
         """Whether the file ends with its seal, so that nothing is missing at its end. Errors: OSError."""
         return self.seal is not None
+
+    @property
+    def opened_with(self) -> "SegmentKey | None":
+        """The key that opened the last encrypted record."""
+        return self._keys[0] if self._keys else None
 
     def records(self, start: int = 0) -> Iterator[Record | Damage]:
         """Everything from byte ``start``: 0, or the ``end`` of a record or damage that was yielded before."""

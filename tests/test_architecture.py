@@ -34,7 +34,7 @@ KNOWN_TO = {
     "gunicorn": ["collector/http_server.py", "collector/worker.py"],
     "httptools": ["collector/http_parser.py"],
     "influxdb_client": ["forwarders/influx_endpoint.py"],
-    "msgpack": ["formats/*.py"],
+    "msgpack": ["formats/envelope.py", "formats/*.py"],
     "msgspec": ["*.py"],
     "pika": ["forwarders/amqp_*.py", "forwarders/rabbitmq.py"],
     "prometheus_client": ["collector/exposition.py"],
@@ -43,7 +43,13 @@ KNOWN_TO = {
     "thriftpy2": ["collector/scribe_service.py"],
     "urllib3": ["forwarders/influx_endpoint.py"],
     "uvloop": ["collector/listen.py", "collector/worker.py"],
-    "zstandard": ["formats/content_encoding.py", "forwarders/archive.py", "spool/cipher.py", "spool/retained.py"],
+    "zstandard": [
+        "collector/erase_archive.py",
+        "formats/content_encoding.py",
+        "forwarders/archive.py",
+        "spool/cipher.py",
+        "spool/retained.py",
+    ],
 }
 
 #: Library → the one that it is installed with.

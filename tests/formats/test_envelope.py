@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from formats.envelope import VERSION, decode_envelope, encode_envelope, event_id, parse_event_id
+from formats.envelope import (
+    VERSION,
+    decode_envelope,
+    decode_slots,
+    encode_envelope,
+    erase_events,
+    event_id,
+    parse_event_id,
+)
 from formats.event import TIME_MAX_MS, TIME_MIN_MS, Event, FormatError, Granularity, PayloadKind
 
 UUID = bytes(range(16))
@@ -102,3 +110,18 @@ def test_any_bytes_are_read_or_refused(payload: bytes) -> None:
 def test_other_texts_are_no_ids(text: str) -> None:
     with pytest.raises(FormatError, match="event id"):
         parse_event_id(text)
+
+
+@pytest.mark.parametrize("size", [0, 200, 230, 250, 65_400, 65_480, 65_500, 70_000])
+def test_an_erased_event_leaves_zeros_of_its_length_and_the_others_as_they_were(size: int) -> None:
+    events = [
+        Event("e", n, Granularity.HOURLY, PayloadKind.JSON, b'{"t":"' + b"s" * (size + n) + b'"}') for n in range(40)
+    ]
+    payload = encode_envelope("json", 5, events)
+    erased = erase_events(payload, {0, 7, 39})
+    before, after = decode_envelope(payload, UUID, 64), decode_slots(erased, UUID, 64)
+
+    assert len(erased) == len(payload)
+    assert after == [None if n in (0, 7, 39) else event for n, event in enumerate(before)]
+    assert decode_envelope(erased, UUID, 64) == [event for event in after if event is not None]
+    assert erase_events(erased, {0, 7, 39}) == erased

@@ -8,7 +8,10 @@ import pytest
 from spooled import Bench, event
 from spooled import put as put_sealed
 
+from collector.erase_spool import erase
+from collector.person import Match
 from formats.event import Event
+from formats.event_json import EventJson
 from forwarders.batch import Position
 from forwarders.contract import Refused, Unavailable
 from spool.audit import Balance, audit, not_handed_out, settle
@@ -175,6 +178,26 @@ def test_segments_not_handed_out_yet_are_counted_apart(tmp_path: Path) -> None:
     put_sealed(directory, *events(3))
 
     assert (not_handed_out(directory), audit(directory)) == (3, [])
+
+
+@pytest.mark.parametrize("sent_before", [False, True])
+def test_erased_events_count_as_dropped_where_they_were_not_sent(tmp_path: Path, sent_before: bool) -> None:
+    bench = Bench(tmp_path)
+    bench.flush_with(batch_max_events=6)
+    ids = put(bench, [event(n, "hers" if n in (1, 7, 8) else "e") for n in range(10)], [event(10, "hers")], [event(11)])
+    if sent_before:
+        bench.lane.step()
+        assert bench.destination.ids == ids[:6]
+    assert erase(bench.directory, Match("eventName", "hers", EventJson({}))).events == 4
+    bench.start()
+    bench.work_for(5)
+
+    hers = {7, 8, 10} if sent_before else {1, 7, 8, 10}
+    assert bench.destination.ids == [each for n, each in enumerate(ids) if n not in hers]
+    assert bench.segments() == bench.quarantined() == []
+    found = balance(bench.directory)
+    assert (found.ok, found.accepted) == (True, 12)
+    assert found.outcome[:5] == (12 - len(hers), 0, 0, len(hers), 0)
 
 
 def test_a_disk_that_fails_in_hundreds_of_segments_does_not_stop_the_others(tmp_path: Path) -> None:

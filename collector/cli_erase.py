@@ -1,0 +1,120 @@
+"""``collector spool erase`` and ``collector archive erase``: delete one person's events."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from collector.cli_output import progress
+from collector.cli_settings import Failed, json_option, settings_option
+from collector.cli_spool import open_spool
+from collector.cli_spool_change import InUse
+
+if TYPE_CHECKING:
+    from collector.erase_archive import ErasedLines
+    from collector.erase_spool import Erased
+    from collector.person import Match
+    from collector.settings import Settings
+    from spool.directory import SpoolDirectory
+
+_SEAL_S = 5.0
+
+
+@click.group()
+def archive() -> None:
+    """The files of archive forwarders."""
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--field", required=True, help="eventName, id, or a key of the payload; user.email: one in user."),
+        click.option("--value", required=True, help="What the field has, as a text."),
+        click.option("--dry-run", is_flag=True, help="Only say what would be erased."),
+        json_option,
+        settings_option,
+    )[::-1]:
+        command = option(command)
+    return command
+
+
+@click.command("erase")
+@_options
+def erase_in_spool(settings: "Settings", field: str, value: str, dry_run: bool, as_json: bool) -> None:
+    """Erase the events in which FIELD has VALUE from retained, sealed, queued and quarantined segments.
+
+    No byte of them stays; all others, their ids and their order stay. No flusher may run (exit code 75): stop it first
+    (systemctl stop collector-flusher); HTTP workers may go on, and what they are writing is waited for. What comes
+    later is not looked at. Erase here first, then in the archive. Interrupted, it is done again.
+    """
+    from collector.erase_spool import erase
+    from spool.flusher_lock import Locked, flusher_lock
+    from spool.recovery import salvage_orphans, sweep_tmp
+
+    directory = open_spool(settings)
+    match = _match(settings, field, value)
+    try:
+        with flusher_lock(directory):
+            if not dry_run:
+                sweep_tmp(directory)
+                salvage_orphans(directory)
+            still_open = _wait_for_open(directory, 0.0 if dry_run else settings.spool.segment_max_age_s + _SEAL_S)
+            found = erase(directory, match, dry_run=dry_run, progress=lambda files: list(progress(files, "reading")))
+    except Locked as exc:
+        raise InUse(f"{exc}: a flusher works on this spool; stop it first") from exc
+    found.left += [f"{name}: is still being written; do it again" for name in still_open]
+    _say(found, dry_run, as_json)
+
+
+@archive.command("erase")
+@_options
+def erase_in_archive(settings: "Settings", field: str, value: str, dry_run: bool, as_json: bool) -> None:
+    """Erase the events in which FIELD has VALUE from the files of every archive forwarder (.gz and .zst too).
+
+    Lines go, all others stay byte for byte. Works beside a running collector; what is still in the spool comes later,
+    so erase there first (collector spool erase). Interrupted, it is done again.
+    """
+    from collector.erase_archive import ErasedLines, archive_files, erase_lines
+    from forwarders.archive import Settings as ArchiveSettings
+
+    match = _match(settings, field, value)
+    total = ErasedLines()
+    for path in {each.own.path for each in settings.forwarders if isinstance(each.own, ArchiveSettings)}:
+        found = erase_lines(path, match, progress(archive_files(path), "reading"), dry_run=dry_run)
+        total.files, total.events = total.files + found.files, total.events + found.events
+        total.left += found.left
+    _say(total, dry_run, as_json)
+
+
+def _match(settings: "Settings", field: str, value: str) -> "Match":
+    from collector.person import Match
+    from collector.wiring import event_json
+
+    if not value:
+        raise Failed("expected a value that is not empty")
+    return Match(field, value, event_json(settings))
+
+
+def _wait_for_open(directory: "SpoolDirectory", limit_s: float) -> list[str]:
+    """Wait until what is being written now is sealed; the names of what is not."""
+    names = set(os.listdir(directory.opened))
+    deadline = time.monotonic() + limit_s
+    while names and time.monotonic() < deadline:
+        time.sleep(0.1)
+        names &= set(os.listdir(directory.opened))
+    return sorted(names)
+
+
+def _say(found: "Erased | ErasedLines", dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"dry_run": dry_run, **asdict(found)}))
+    else:
+        click.echo(f"{found.events} events in {found.files} files {'would be erased' if dry_run else 'erased'}")
+        for each in found.left:
+            click.echo(each, err=True)
+    if found.left:
+        sys.exit(1)
