@@ -93,7 +93,10 @@ class CollectorApp:
         return self._intake.waits_for_disk(held)
 
     def commit(self, held: Sequence[Held]) -> str | None:
-        """Store what one tick's requests held. None: done; otherwise the reason why nothing of it is stored."""
+        """Store what one tick's requests held. None: done; otherwise the reason why nothing of it is stored.
+
+        Its requests are counted as answered 202 then, also where the server had given up waiting for a disk that hung.
+        """
         reason = self._intake.commit(held)
         if reason is None:
             for record in held:

@@ -110,6 +110,18 @@ def test_a_client_that_left_while_the_disk_hung_disturbs_nobody(server: Server, 
     assert sorted(server.held()) == ["left", "stayed"]
 
 
+@pytest.mark.slow
+def test_who_waits_for_longer_than_five_seconds_is_answered_503_while_the_disk_still_hangs(
+    server: Server, stuck: Callable[[], None]
+) -> None:
+    with server.client() as client:
+        client.send(get("/hold?refused") + get("/pid"))
+        assert [client.reply().status, client.reply().status] == [503, 200]
+        stuck()
+        wait_until(lambda: client.ask(get("/hold?taken")).status == 202, what="the disk answers")
+    assert server.commits() == [["taken"]]
+
+
 def test_a_worker_told_to_end_waits_for_its_disk_a_while(tmp_path: Path) -> None:
     with Server(tmp_path) as server, server.client() as client:
         assert client.ask(get("/pid")).status == 200
