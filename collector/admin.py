@@ -15,6 +15,7 @@ import socket
 import socketserver
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -110,6 +111,14 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     def get_app(self) -> WsgiApp:
         """For wsgiref's handler."""
         return self._app
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Take a connection; where that fails for want of descriptors it would be tried again without end."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(_POLL_S)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Hand a connection to a thread, or hang up."""

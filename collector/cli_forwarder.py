@@ -71,7 +71,10 @@ def ls(settings: "Settings", as_json: bool) -> None:
 @json_option
 @settings_option
 def pause(settings: "Settings", name: str, reason: str, dry_run: bool, as_json: bool) -> None:
-    """Let NAME send nothing until it is resumed, over restarts too; its queue is kept. A send under way ends first."""
+    """Let NAME send nothing until it is resumed, over restarts too. A send under way ends first.
+
+    Its queue is kept and grows, which ends in 503 as any backlog does; that of an optional forwarder keeps its limits.
+    """
     report = do(settings, lambda control: control.pause(name, reason=reason, dry_run=dry_run))
     _print(report, as_json, "would be paused" if dry_run else "is paused", "is paused already")
 

@@ -65,7 +65,7 @@ class Flusher:
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._retention = retention
-        self._relief = Relief(directory, forwarders, self._give_up)
+        self._relief = Relief(directory, forwarders, self._give_up, monotonic=monotonic)
         self._directory = directory
         self._working: list[Configured] = []  # those that have a queue
         self._waiting = list(forwarders)  # for one that cannot be made now

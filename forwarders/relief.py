@@ -5,6 +5,7 @@
   segments that only optional forwarders wait for are given up, whatever their limits.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from itertools import islice
@@ -15,6 +16,7 @@ from spool.directory import SpoolDirectory
 from spool.queue import Queue
 
 SEGMENTS_AT_ONCE = 16
+_LOOK_SHARE = 20  # looking through long queues may take a twentieth of the time
 
 #: Has a forwarder give up segments of these names: (forwarder, names) → when it is done.
 GiveUp = Callable[[Configured, Sequence[str]], Future[None]]
@@ -23,12 +25,21 @@ GiveUp = Callable[[Configured, Sequence[str]], Future[None]]
 class Relief:
     """Gives up what optional forwarders hold. Owner: the flusher's main thread."""
 
-    def __init__(self, directory: SpoolDirectory, forwarders: Sequence[Configured], give_up: GiveUp) -> None:
+    def __init__(
+        self,
+        directory: SpoolDirectory,
+        forwarders: Sequence[Configured],
+        give_up: GiveUp,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._directory = directory
         self._optional = {each.name: each for each in forwarders if not each.flush.required}
         self._limits = {name: LagLimit(each.flush) for name, each in self._optional.items() if not each.flush.enabled}
         self._give_up = give_up
         self._under_way: dict[str, Future[None]] = {}
+        self._monotonic = monotonic
+        self._look_at = float("-inf")
 
     @property
     def optional(self) -> Mapping[str, Configured]:
@@ -44,6 +55,13 @@ class Relief:
 
     def make_room(self) -> None:
         """Give up the oldest segments that only optional forwarders wait for. Errors: OSError."""
+        began = self._monotonic()
+        if began < self._look_at:
+            return
+        self._make_room()
+        self._look_at = began + _LOOK_SHARE * (self._monotonic() - began)
+
+    def _make_room(self) -> None:
         queues = self._directory.queues()
         required = [self._directory.queue_root / name for name in queues if name not in self._optional]
         held = {name: Queue(self._directory, name).segments() for name in self._optional.keys() & queues}
