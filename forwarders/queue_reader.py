@@ -138,6 +138,8 @@ class QueueReader:
         if self.queue.size - sum(each.offset for each in self.begun.values()) >= self._max_bytes:
             return True
         while self._counted_events < self._max_events:
+            if len(self._counted) >= self._max_ranges():  # a batch has no more segments, however small they are
+                return True
             segment = self.queue.next_segment(self._counted | self.finishing | self._aside.keys())
             if segment is None:
                 return False

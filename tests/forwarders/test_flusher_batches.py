@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -405,3 +406,20 @@ def test_defaults_are_those_of_the_settings_table() -> None:
 
     assert (defaults.batch_max_events, defaults.batch_max_bytes, defaults.batch_max_age_s) == (5000, 8 << 20, 1.0)
     assert WANTED.names == ["*"]
+
+
+def test_as_many_segments_as_the_cursor_holds_are_a_full_batch_however_small(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, replace(WANTED, batch_max_age_s=3600.0, batch_max_events=100_000))
+    bench.put([event(0)])
+    bench.work()
+    bench.put([event(1)])
+    (segment,) = bench.segments()
+    for n in range(MAX_RANGES - 2):
+        (bench.queue / f"2030{n:04}{segment.name[8:]}").write_bytes(segment.read_bytes())
+    bench.clock.now += 10
+    assert bench.lane.step() > 0
+    (bench.queue / f"2031{segment.name[4:]}").write_bytes(segment.read_bytes())
+    bench.clock.now += 10
+    bench.work()
+
+    assert len(bench.destination.ids) == 1 + MAX_RANGES
