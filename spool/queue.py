@@ -263,6 +263,7 @@ class Queue:
         self._read_at = self._monotonic()
         for name in list(self._undeletable):
             with contextlib.suppress(OSError):
+                self._quarantine.replayed(name)
                 (self.path / name).unlink(missing_ok=True)
                 self._undeletable.discard(name)
         changed = os.stat(self.path).st_mtime_ns

@@ -434,3 +434,20 @@ def test_with_no_room_at_all_nothing_counts_as_kept(small_disk: Path) -> None:
     assert quarantine.add_events("influxdb", SEGMENT, refused(5), reason="refused") == 1
     assert quarantine.add_bytes(SEGMENT, 64, 67, [b"one"], reason="damaged")
     assert all_events(quarantine) == [3, 5]
+
+
+def test_an_item_whose_replay_ended_on_a_failing_disk_leaves_quarantine_later(
+    directory: SpoolDirectory, quarantine: Quarantine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.queue("influxdb")
+    quarantine.add_events("influxdb", SEGMENT, refused(1), reason="no")
+    (item,) = quarantine.items()
+    quarantine.replay(item)
+    queue = Queue(directory, "influxdb")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        assert queue.finish(item.link) == 0
+    assert quarantine.items() == [item.__class__(**{**item.__dict__, "queued": ("influxdb",)})]
+
+    queue.refresh()
+    assert (quarantine.items(), list(queue.path.glob("*.seg"))) == ([], [])
