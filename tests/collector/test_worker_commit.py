@@ -112,6 +112,7 @@ def test_a_reply_that_closes_is_replaced_by_a_503_that_closes(server: Server) ->
 
 def test_an_event_of_a_client_that_has_gone_is_stored(server: Server) -> None:
     """It goes when its first request was handled and the tick is not over yet."""
+    assert server.ask(get("/length")).status == 200  # the worker has begun, and said so
     log_before = server.log.read_text()
     (server.state / "gate").touch()
     client = server.client()
