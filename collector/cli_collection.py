@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from collector.cli_output import age
-from collector.cli_settings import json_option, settings_option
+from collector.cli_settings import dry_run_option, json_option, settings_option
 from collector.cli_spool import open_spool
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def collection() -> None:
 
 @collection.command()
 @click.option("--reason", default="", help="What clients, health and status are told.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done.")
+@dry_run_option
 @settings_option
 def off(settings: "Settings", reason: str, dry_run: bool) -> None:
     """Answer every event with 503 and Retry-After until `collection on`; what was taken goes on being forwarded."""
@@ -40,7 +40,7 @@ def off(settings: "Settings", reason: str, dry_run: bool) -> None:
 
 
 @collection.command()
-@click.option("--dry-run", is_flag=True, help="Say what would be done.")
+@dry_run_option
 @settings_option
 def on(settings: "Settings", dry_run: bool) -> None:
     """Take events again."""

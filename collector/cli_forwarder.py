@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from collector.cli_output import age, columns, size
-from collector.cli_settings import Failed, json_option, settings_option
+from collector.cli_settings import Failed, dry_run_option, json_option, settings_option
 from collector.cli_spool import open_spool
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 EXIT_LOCKED = 75
 HTTP_LOCKED = 423
-
-dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done.")
 
 
 class Locked(Failed):
@@ -151,7 +149,7 @@ def skip(
         choice = Choice(everything, segments or 0, parse_date(before) * 1_000_000 if before else 0)
     except FormatError as exc:
         raise click.UsageError(f"--before {before}: {exc.reason}") from exc
-    if not dry_run and not yes and sys.stdin.isatty():
+    if not dry_run and not yes:
         told = do(settings, lambda control: control.skip(name, choice, dry_run=True))
         click.confirm(f"{name}: give up {_counts(told)} for good?", abort=True, err=True)
     report = do(settings, lambda control: control.skip(name, choice, dry_run=dry_run))

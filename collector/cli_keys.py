@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from collector.cli_output import columns
-from collector.cli_settings import BadSettings, Failed, json_option, settings_option
+from collector.cli_settings import BadSettings, Failed, dry_run_option, json_option, settings_option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collector.settings import Settings
 
 _SPANS_S = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
-dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 
 
 def moment(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from collector.cli_output import columns, progress, size
-from collector.cli_settings import Failed, json_option, settings_option
+from collector.cli_settings import Failed, dry_run_option, json_option, settings_option
 from collector.cli_spool import open_spool, print_events
 
 if TYPE_CHECKING:
     from collector.settings import Settings
     from spool.quarantine import Item, Quarantine
+
+
+_SAID_MAX_CHARS = 100
 
 
 @click.group()
@@ -41,7 +44,7 @@ def ls(settings: "Settings", owner: str | None, as_json: bool) -> None:
             size(each.size),
             str(each.description.attempts),
             each.description.last_seen,
-            " ".join([each.description.reason, *(f"(queued for {name})" for name in each.queued)]),
+            _why(each),
         ]
         for each in items
     ]
@@ -92,8 +95,10 @@ def selection(command: Callable[..., Any]) -> Callable[..., Any]:
 @quarantine.command()
 @selection
 @click.option("--to", metavar="FORWARDER", help="Queue them for this forwarder, not for the one that refused them.")
+@dry_run_option
+@json_option
 @settings_option
-def replay(settings: "Settings", to: str | None, **chosen: Any) -> None:
+def replay(settings: "Settings", to: str | None, dry_run: bool, as_json: bool, **chosen: Any) -> None:
     """Put refused events back into their forwarder's queue, oldest first. They leave once it has taken them."""
     from spool.quarantine import QuarantineError
 
@@ -103,11 +108,14 @@ def replay(settings: "Settings", to: str | None, **chosen: Any) -> None:
         if each.kind == "bytes" and chosen["everything"]:
             continue
         try:
-            queued += place.replay(each, to=to)
+            queued += place.replay(each, to=to, dry_run=dry_run)
         except (QuarantineError, OSError) as exc:
             failed += 1
             click.echo(str(exc), err=True)
-    click.echo(f"{queued} items queued again")
+    if as_json:
+        click.echo(json.dumps({"dry_run": dry_run, "queued": queued, "failed": failed}))
+    else:
+        click.echo(f"{queued} items {'would be ' if dry_run else ''}queued again")
     if failed:
         sys.exit(1)
 
@@ -115,35 +123,51 @@ def replay(settings: "Settings", to: str | None, **chosen: Any) -> None:
 @quarantine.command()
 @selection
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@dry_run_option
+@json_option
 @settings_option
-def drop(settings: "Settings", yes: bool, **chosen: Any) -> None:
-    """Delete items for good: the only command that loses events."""
+def drop(settings: "Settings", yes: bool, dry_run: bool, as_json: bool, **chosen: Any) -> None:
+    """Delete items for good, also those that are queued again; their events count as dropped by a person."""
     place = _quarantine(settings)
     items = _chosen(place, **chosen)
     events = sum(each.description.events or 0 for each in items)
-    if items and not yes:
+    if items and not (yes or dry_run):
         click.confirm(f"Delete {len(items)} items with {events} events for good?", abort=True, err=True)
-    for each in progress(items, "deleting"):
+    for each in [] if dry_run else progress(items, "deleting"):
         place.drop(each)
-    click.echo(f"{len(items)} items deleted, {events} events with them")
+    if as_json:
+        click.echo(json.dumps({"dry_run": dry_run, "items": len(items), "events": events}))
+    else:
+        click.echo(f"{len(items)} items {'would be ' if dry_run else ''}deleted, {events} events with them")
 
 
 @quarantine.command()
 @selection
 @click.argument("directory", type=click.Path(file_okay=False, exists=True, path_type=Path))
+@dry_run_option
+@json_option
 @settings_option
-def export(settings: "Settings", directory: Path, **chosen: Any) -> None:
-    """Copy items, and the reasons why they are here, into DIRECTORY, decrypted. They stay in quarantine."""
+def export(settings: "Settings", directory: Path, dry_run: bool, as_json: bool, **chosen: Any) -> None:
+    """Copy items, and the reasons why they are here, into DIRECTORY, decrypted. They stay in quarantine.
+
+    Those that are in DIRECTORY already are left out.
+    """
     from spool.quarantine import QuarantineError
 
     place = _quarantine(settings)
     items = _chosen(place, **chosen)
-    for each in progress(items, "copying"):
+    wanted = [each for each in items if not (directory / each.description_path.name).exists()]
+    for each in [] if dry_run else progress(wanted, "copying"):
         try:
             place.export(each, directory)
         except QuarantineError as exc:
             raise Failed(str(exc)) from exc
-    click.echo(f"{len(items)} items copied to {directory}")
+    there = len(items) - len(wanted)
+    if as_json:
+        click.echo(json.dumps({"dry_run": dry_run, "copied": len(wanted), "there": there}))
+    else:
+        before = f", {there} are there already" if there else ""
+        click.echo(f"{len(wanted)} items {'would be ' if dry_run else ''}copied to {directory}{before}")
 
 
 def _quarantine(settings: "Settings") -> "Quarantine":
@@ -172,6 +196,13 @@ def _one(place: "Quarantine", text: str, owner: str | None = None) -> "Item":
     if len(exact or hits) == 1:
         return (exact or hits)[0]
     raise Failed(f"{text}: {len(hits)} items of that name" if hits else f"{text}: no such item in quarantine")
+
+
+def _why(item: "Item") -> str:
+    """The reason, what the destination said, and where it waits to be replayed, for one line."""
+    said = " ".join(item.description.error.split())
+    said = f": {said if len(said) <= _SAID_MAX_CHARS else said[:_SAID_MAX_CHARS] + '…'}" if said else ""
+    return " ".join([item.description.reason + said, *(f"(queued for {name})" for name in item.queued)])
 
 
 def _as_json(item: "Item") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from collector.cli_output import progress
-from collector.cli_settings import Failed, json_option, settings_option
+from collector.cli_settings import Failed, dry_run_option, json_option, settings_option
 from collector.cli_spool import open_spool
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--until", metavar="TIME", help="Only events that arrived before this time.")
 @click.option("--id", "ids", metavar="ID", multiple=True, help="Only events with these ids.")
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after this many events.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@dry_run_option
 @json_option
 @settings_option
 def replay(

@@ -61,3 +61,8 @@ def settings_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """``--json``, which every command that shows something takes."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
+
+
+def dry_run_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--dry-run``, which every command takes that changes something."""
+    return click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")(command)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from collector.cli_settings import Failed, json_option, settings_option
+from collector.cli_settings import Failed, dry_run_option, json_option, settings_option
 from collector.cli_spool import open_spool
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class InUse(Failed):
 @click.argument("forwarder")
 @click.option("--force", is_flag=True, help="Also when the settings have this forwarder; no flusher may run then.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@dry_run_option
 @json_option
 @settings_option
 def forget(settings: "Settings", forwarder: str, force: bool, yes: bool, dry_run: bool, as_json: bool) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from collector.cli_settings import Failed
+from collector.cli_settings import Failed, dry_run_option
 
 
 @click.group()
@@ -15,7 +15,7 @@ def key() -> None:
 @key.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--id", "name", help="What it is called  [default: the date].")
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@dry_run_option
 def new(file: Path, name: str | None, dry_run: bool) -> None:
     """Put a new key into FILE, as the first: from the next start (or SIGHUP) on it writes.
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from collector.cli_output import columns, progress, size
-from collector.cli_settings import Failed, json_option, settings_option
+from collector.cli_settings import Failed, dry_run_option, json_option, settings_option
 
 if TYPE_CHECKING:
     from collector.settings import Settings
@@ -18,11 +17,6 @@ if TYPE_CHECKING:
     from spool.recovery import Salvaged
 
 EXIT_LOCKED = 75
-
-
-def dry_run_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--dry-run``, which every command takes that changes something."""
-    return click.option("--dry-run", is_flag=True, help="Only say what would be done.")(command)
 
 
 @click.command()

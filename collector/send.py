@@ -26,6 +26,10 @@ class CannotSend(Exception):
     """The text says why. What was accepted before it stands."""
 
 
+class NotJson(CannotSend):
+    """The events end in something else."""
+
+
 @dataclass
 class Sent:
     """How many events the collector accepted and rejected."""
@@ -63,7 +67,7 @@ def documents(source: BinaryIO) -> Iterator[bytes]:
     """The events of JSON lines, of arrays, or of documents over many lines, each as the bytes it was written in.
 
     Lines that are documents are not kept; from the first that is not, the rest is read at once.
-    Errors: CannotSend, when something is not JSON.
+    Errors: NotJson.
     """
     for number, line in enumerate(source, 1):
         if not line.strip():
@@ -77,17 +81,26 @@ def documents(source: BinaryIO) -> Iterator[bytes]:
 
 
 def batches(events: Iterable[bytes], max_events: int) -> Iterator[list[bytes]]:
-    """Runs of up to ``max_events`` events, and not much more than BATCH_BYTES."""
+    """Runs of up to ``max_events`` events, and not much more than BATCH_BYTES.
+
+    Errors: NotJson, behind a batch of all events before it.
+    """
     batch: list[bytes] = []
     size = 0
-    for event in events:
-        batch.append(event)
-        size += len(event)
-        if len(batch) >= max_events or size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
+    broken: NotJson | None = None
+    try:
+        for event in events:
+            batch.append(event)
+            size += len(event)
+            if len(batch) >= max_events or size >= BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+    except NotJson as exc:
+        broken = exc
     if batch:
         yield batch
+    if broken:
+        raise broken
 
 
 def send(
@@ -112,21 +125,26 @@ def send(
         raise CannotSend("the API key is none: it holds characters that a header cannot")
     if api_key:
         headers["X-API-Key"] = api_key
-    for batch in batches(events, max_events):
-        for attempt in itertools.count(1):
-            answer = _post(url, b"\n".join(batch), headers, sent)
-            if answer.status != 503:
-                break
-            if attempt == tries:
-                raise CannotSend(f"{url}: {_detail(answer)}; {sent.accepted} events were accepted, gave up on the rest")
-            wait_s = _retry_after_s(answer)
-            tell(f"503: {_detail(answer)}; again in {wait_s:g} s")
-            sleep(wait_s)
-        results = _results(answer)
-        if results is not None:
-            _count_each(results, batch, sent, tell, keep)
-        else:
-            _count(answer, batch, sent, tell, keep)
+    try:
+        for batch in batches(events, max_events):
+            for attempt in itertools.count(1):
+                answer = _post(url, b"\n".join(batch), headers, sent)
+                if answer.status != 503:
+                    break
+                if attempt == tries:
+                    given_up = f"{sent.accepted} events were accepted, gave up on the rest"
+                    raise CannotSend(f"{url}: {_detail(answer)}; {given_up}")
+                wait_s = _retry_after_s(answer)
+                tell(f"503: {_detail(answer)}; again in {wait_s:g} s")
+                sleep(wait_s)
+            results = _results(answer)
+            if results is not None:
+                _count_each(results, batch, sent, tell, keep)
+            else:
+                _count(answer, batch, sent, tell, keep)
+    except NotJson as exc:
+        before = f"{sent.accepted} events before it were accepted, {sent.rejected} rejected"
+        raise CannotSend(f"{exc}; {before}, nothing behind it was sent") from exc
     return sent
 
 
@@ -238,9 +256,9 @@ def _scan(data: bytes, first_line: int) -> Iterator[bytes]:
             yield from _elements(text[at:end].encode())
             at = _skip_space(text, end)
     except json.JSONDecodeError as exc:
-        raise CannotSend(f"line {first_line + exc.lineno - 1}: is not JSON: {exc.msg}") from exc
+        raise NotJson(f"line {first_line + exc.lineno - 1}: is not JSON: {exc.msg}") from exc
     except (ValueError, RecursionError, msgspec.DecodeError) as exc:
-        raise CannotSend(f"behind line {first_line}: is not JSON: {exc}") from exc
+        raise NotJson(f"behind line {first_line}: is not JSON: {exc}") from exc
 
 
 def _skip_space(text: str, at: int) -> int:

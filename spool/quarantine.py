@@ -198,7 +198,7 @@ class Quarantine:
         except FileNotFoundError as exc:
             raise QuarantineError(f"{item.name}: is not in quarantine any more") from exc
 
-    def replay(self, item: Item, *, to: str | None = None) -> bool:
+    def replay(self, item: Item, *, to: str | None = None, dry_run: bool = False) -> bool:
         """Queue an item again, for the forwarder that refused it or for ``to``; False when it is queued already.
 
         It leaves quarantine when that forwarder's `Queue.finish` is called for it. Errors: QuarantineError, OSError.
@@ -209,6 +209,8 @@ class Quarantine:
         if forwarder not in self._directory.queues():
             raise QuarantineError(f"{item.name}: there is no queue of a forwarder {forwarder!r}")
         target = self._directory.queue_root / forwarder / item.link
+        if dry_run:
+            return not target.exists()
         try:
             return self._ballast.spend_on(lambda: drafts.link(item.path, target))
         except FileNotFoundError as exc:
@@ -239,19 +241,23 @@ class Quarantine:
             ledger.close()
 
     def export(self, item: Item, to: Path) -> list[Path]:
-        """Copy the two files of an item into a directory outside, decrypted.
+        """Copy the two files of an item into a directory outside, decrypted; the description last.
 
-        Errors: QuarantineError; OSError (also when they exist there).
+        Errors: QuarantineError; OSError (also when they exist there). Of an item that failed nothing is left there.
         """
         data, description = to / item.path.name, to / item.description_path.name
-        try:
-            with data.open("xb") as target:
+        with data.open("xb") as target, contextlib.ExitStack() as undo:
+            undo.callback(data.unlink)
+            try:
                 target.writelines(self._clear(item))
-        except (KeyMissing, box.BoxDamaged) as exc:
-            data.unlink()
-            raise QuarantineError(f"{item.name}: {exc}") from exc
-        with description.open("xb") as target:
-            target.write(item.description.encode())
+                target.flush()
+            except (KeyMissing, box.BoxDamaged) as exc:
+                raise QuarantineError(f"{item.name}: {exc}") from exc
+            with description.open("xb") as text:
+                undo.callback(description.unlink)
+                text.write(item.description.encode())
+                text.flush()
+            undo.pop_all()
         return [data, description]
 
     def replayed(self, link: str) -> bool:

@@ -333,7 +333,7 @@ def test_quarantine_ls_and_show_say_what_is_there_and_why(run: Run, spool: Spool
     shown = run("quarantine", "show", item)
 
     assert (listed["item"], listed["owner"], listed["reason"], listed["events"]) == (item, "archive", "too large", 1)
-    assert item in run("quarantine", "ls").stdout
+    assert re.search(f"{item} .* too large: 413\n", run("quarantine", "ls").stdout)
     assert run("quarantine", "ls", "rabbitmq").stdout == "nothing\n"
     assert "reason:      too large" in shown.stdout
     assert json.loads(shown.stdout.splitlines()[-1])["eventName"] == "big"
@@ -377,7 +377,38 @@ def test_quarantine_export_copies_the_bytes_and_the_reason(run: Run, spool: Spoo
     assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".json", ".seg"]
     assert len(Quarantine(spool).items()) == 1
     again = run("quarantine", "export", item, tmp_path / "out")
-    assert (again.exit_code, "File exists" in again.stderr) == (1, True)
+    assert again.stdout == f"0 items copied to {tmp_path}/out, 1 are there already\n"
+    (tmp_path / "out" / f"{item}.json").unlink()
+    half = run("quarantine", "export", item, tmp_path / "out")
+    assert (half.exit_code, "File exists" in half.stderr) == (1, True)
+
+
+def test_a_dry_run_says_what_would_become_of_quarantine_and_changes_nothing(
+    run: Run, spool: SpoolDirectory, tmp_path: Path
+) -> None:
+    item = refuse(spool, "big")
+
+    for command, said in [
+        (("replay", item), "1 items would be queued again\n"),
+        (("replay", item, "--json"), '{"dry_run": true, "queued": 1, "failed": 0}\n'),
+        (("drop", "--all"), "1 items would be deleted, 1 events with them\n"),
+        (("drop", item, "--json"), '{"dry_run": true, "items": 1, "events": 1}\n'),
+        (("export", item, tmp_path), f"1 items would be copied to {tmp_path}\n"),
+        (("export", item, tmp_path, "--json"), '{"dry_run": true, "copied": 1, "there": 0}\n'),
+    ]:
+        result = run("quarantine", *command, "--dry-run")
+        assert (result.exit_code, result.stdout) == (0, said)
+    assert run("quarantine", "replay", item, "--to", "nobody", "--dry-run").exit_code == 1
+    assert [each.queued for each in Quarantine(spool).items()] == [()]
+    assert list(tmp_path.glob("*.seg")) == []
+
+
+def test_what_would_be_given_up_is_asked_about_also_where_nobody_can_answer(run: Run, spool: SpoolDirectory) -> None:
+    refuse(spool, "big")
+
+    for command in (("forwarder", "skip", "archive", "--all"), ("quarantine", "drop", "--all")):
+        assert run(*command).exit_code == 1
+    assert len(Quarantine(spool).items()) == 1
 
 
 # flush, send, status

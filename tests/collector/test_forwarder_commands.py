@@ -96,7 +96,7 @@ def test_a_forwarder_is_paused_flushed_and_skipped_beside_a_collector_that_runs(
 
         told = json.loads(run("forwarder", "skip", "one", "--segments", "1", "--dry-run", "--json").stdout)
         assert (told["segments"], told["events"]) == (1, 1)
-        assert json.loads(run("forwarder", "skip", "one", "--segments", "1", "--json").stdout) == told
+        assert json.loads(run("forwarder", "skip", "one", "--segments", "1", "--yes", "--json").stdout) == told
         assert run("forwarder", "resume", "one").stdout == "one is resumed\n"
         wait_until(lambda: len(archived_events(one)) == 1, 5, "the rest is sent")
         assert rows(run)["one"]["dropped_events"] == 1
@@ -123,7 +123,7 @@ def test_what_needs_no_process_is_done_without_one_and_holds_when_it_starts(tmp_
         collector.kill()
     wait_until(lambda: connect_fails(collector.spool), 5, "the flusher is gone too")
     assert (collector.spool / "control.sock").exists()  # a socket file without a listener is left
-    assert json.loads(run("forwarder", "skip", "one", "--all", "--json").stdout)["events"] == 1
+    assert json.loads(run("forwarder", "skip", "one", "--all", "--yes", "--json").stdout)["events"] == 1
     assert rows(run)["one"]["segments"] == 0
     assert run("forwarder", "flush", "two").stdout.endswith("all is delivered\n")
     assert (len(archived_events(tmp_path / "two")), len(archived_events(tmp_path / "one"))) == (1, 0)
@@ -165,7 +165,7 @@ def test_what_only_the_flusher_may_do_ends_with_75_when_one_holds_the_lock_and_d
     directory.queue("one")
     with (directory.path / "LOCK").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        runner(collector)("forwarder", "skip", "one", "--all", code=75)
+        runner(collector)("forwarder", "skip", "one", "--all", "--yes", code=75)
         runner(collector)("forwarder", "flush", "one", code=75)
         runner(collector)("forwarder", "pause", "one")
 

@@ -113,6 +113,15 @@ def test_batches_end_at_a_number_of_events_or_of_bytes() -> None:
     assert list(batches([], 2)) == []
 
 
+def test_what_stands_before_a_line_that_is_no_json_is_sent_and_counted(collector: Collector) -> None:
+    lines = io.BytesIO(b"\n".join([*EVENTS, b"{nope", *EVENTS]))
+
+    with pytest.raises(CannotSend, match=r"^line 4: .*; 3 events before it were accepted, 0 rejected, nothing behind"):
+        send(documents(lines), collector.url, max_events=2, tell=print)
+
+    assert [len(body.splitlines()) for _, body in collector.got] == [2, 1]
+
+
 def test_events_are_posted_in_batches_to_the_event_door(collector: Collector) -> None:
     sent = send(EVENTS, collector.url, max_events=2, tell=print)
 
