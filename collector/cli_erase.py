@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from collector.cli_output import progress
-from collector.cli_settings import Failed, json_option, settings_option
+from collector.cli_settings import Failed, dry_run_option, json_option, settings_option
 from collector.cli_spool import open_spool
 from collector.cli_spool_change import InUse
 
@@ -34,7 +34,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--field", required=True, help="eventName, id, or a key of the payload; user.email: one in user."),
         click.option("--value", required=True, help="What the field has, as a text."),
-        click.option("--dry-run", is_flag=True, help="Only say what would be erased."),
+        dry_run_option,
         json_option,
         settings_option,
     )[::-1]:
