@@ -1,5 +1,6 @@
 """What is done to running processes and to the disks under them."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -59,10 +60,14 @@ def worker_of(collector: RunningCollector) -> int:
 def kill_everything(collector: RunningCollector) -> None:
     """SIGKILL to every process of a collector at once; they are gone when it returns."""
     assert collector.process is not None
-    master = master_of(collector)
-    victims = [collector.process.pid, master, flusher_of(collector), *children(master)]
-    for pid in filter(None, victims):
-        os.kill(pid, signal.SIGKILL)
+    victims = [collector.process.pid]
+    for pid in victims:  # grows while it is walked; who stands still starts no others meanwhile
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+        victims += children(pid)
+    for pid in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     collector.process.wait(10)
     wait_until(lambda: not any(map(is_alive, victims)), 10, "all processes are gone")
 
@@ -114,7 +119,9 @@ def mounted(place: Path, *options: str) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        # The threads of a killed process let go of its files one by one.
+        unmount = ["umount", str(place)]
+        wait_until(lambda: subprocess.run(unmount, capture_output=True, check=False).returncode == 0, 10, "umount")
 
 
 def make_filesystem(image: Path, kind: str, size_mib: int, *options: str) -> None:
