@@ -1,11 +1,13 @@
 """``collector spool erase`` and ``collector archive erase``: delete one person's events."""
 
+import contextlib
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collector.settings import Settings
     from spool.directory import SpoolDirectory
 
+DRAFT_S = 10.0
 _SEAL_S = 5.0
 
 
@@ -65,7 +68,7 @@ def erase_in_spool(settings: "Settings", field: str, value: str, dry_run: bool, 
             still_open = _wait_for_open(directory, 0.0 if dry_run else settings.spool.segment_max_age_s + _SEAL_S)
             found = erase(directory, match, dry_run=dry_run, progress=lambda files: list(progress(files, "reading")))
     except Locked as exc:
-        raise InUse(f"{exc}: a flusher works on this spool; stop it first") from exc
+        raise InUse(f"{exc} is locked: a flusher or an import works on this spool; stop it first") from exc
     found.left += [f"{name}: is still being written; do it again" for name in still_open]
     _say(found, dry_run, as_json)
 
@@ -84,6 +87,8 @@ def erase_in_archive(settings: "Settings", field: str, value: str, dry_run: bool
     match = _match(settings, field, value)
     total = ErasedLines()
     for path in {each.own.path for each in settings.forwarders if isinstance(each.own, ArchiveSettings)}:
+        if not dry_run:
+            total.left += [f"{draft}: is still being written; do it again" for draft in _drafts_left(settings, path)]
         found = erase_lines(path, match, progress(archive_files(path), "reading"), dry_run=dry_run)
         total.files, total.events = total.files + found.files, total.events + found.events
         total.left += found.left
@@ -107,6 +112,28 @@ def _wait_for_open(directory: "SpoolDirectory", limit_s: float) -> list[str]:
         time.sleep(0.1)
         names &= set(os.listdir(directory.opened))
     return sorted(names)
+
+
+def _drafts_left(settings: "Settings", archive_path: Path) -> list[Path]:
+    """Delete the files that a killed flusher of ours was writing, and wait for those of living ones; which remain."""
+    from collector.erase_archive import drafts_in
+    from collector.spool_door import open_spool as open_quietly
+    from spool.directory import SpoolError
+    from spool.flusher_lock import Locked, flusher_lock
+
+    with contextlib.suppress(SpoolError, Locked):  # no spool here: then no flusher of ours either
+        directory = open_quietly(settings.spool, create=False)
+        with flusher_lock(directory):
+            for draft in drafts_in(archive_path):
+                if draft.name.startswith(f"{directory.instance}~"):
+                    draft.unlink(missing_ok=True)
+    left = drafts_in(archive_path)
+    deadline = time.monotonic() + DRAFT_S
+    while left and time.monotonic() < deadline:
+        time.sleep(0.05)
+        now = drafts_in(archive_path)
+        left = {path: inode for path, inode in left.items() if now.get(path) == inode}
+    return sorted(left)
 
 
 def _say(found: "Erased | ErasedLines", dry_run: bool, as_json: bool) -> None:

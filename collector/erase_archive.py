@@ -4,6 +4,7 @@ A file is written anew beside the old one, synced, and renamed over it; one in w
 beside a flusher: a file of the archive is never changed once it has its name.
 """
 
+import contextlib
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +30,16 @@ def archive_files(root: Path) -> list[Path]:
     """The files of an archive, those that are being written not among them."""
     found = (path for path in root.rglob("*.jsonl*") if path.name.endswith(_SUFFIXES) and not path.is_symlink())
     return sorted(path for path in found if ".tmp" not in path.relative_to(root).parts)
+
+
+def drafts_in(root: Path) -> dict[Path, int]:
+    """The files that forwarders are writing, or were when they were killed, with their inodes."""
+    found = {}
+    for path in (root / ".tmp").glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if not path.name.startswith(_DRAFT):
+                found[path] = path.lstat().st_ino
+    return found
 
 
 def erase_lines(root: Path, match: Match, files: Iterable[Path], *, dry_run: bool = False) -> ErasedLines:

@@ -2,9 +2,11 @@
 
 An erased event becomes zeros of the same length in its record (`formats.envelope`), so nothing moves: other events
 keep their ids, forwarders their place. What a forwarder had still to send counts as dropped by a person. A range that
-cannot be read and holds the value in plain becomes zeros too. Only for who holds LOCK.
+cannot be read and holds the value in plain becomes zeros too. What a destination said of events goes where it may have
+quoted one of them: before the events do, so that an interrupted run is completed by the next. Only for who holds LOCK.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,8 +15,10 @@ from pathlib import Path
 from collector.person import Match
 from formats.envelope import decode_slots, erase_events
 from formats.event import FormatError
+from forwarders.status import silence
 from spool import box, drafts
 from spool.directory import SEALED_SUFFIX, SpoolDirectory
+from spool.imports import open_imports
 from spool.item import Item
 from spool.key_name import KeyMissing
 from spool.quarantine import Quarantine
@@ -40,7 +44,20 @@ def erase(
     dry_run: bool = False,
     progress: Callable[[list[list[Path]]], Sequence[list[Path]]] = lambda files: files,
 ) -> Erased:
-    """Erase from retained, sealed, queued and quarantined segments. Errors: OSError; then do it again."""
+    """Erase from retained, sealed, queued and quarantined segments, and complete an import that was interrupted.
+
+    Errors: OSError; then do it again. Locked, when an import runs.
+    """
+    with contextlib.nullcontext() if dry_run else open_imports(directory):
+        return _erase(directory, match, dry_run, progress)
+
+
+def _erase(
+    directory: SpoolDirectory,
+    match: Match,
+    dry_run: bool,
+    progress: Callable[[list[list[Path]]], Sequence[list[Path]]],
+) -> Erased:
     found = Erased()
     items = {item.path: item for item in Quarantine(directory).items()}
     for paths in progress(_files(directory, items)):
@@ -48,7 +65,14 @@ def erase(
             with SegmentReader(paths[0], directory.keyring) as reader:
                 events, edits = _edits(reader, match, found)
                 if edits and not dry_run:
+                    if not found.files:
+                        for queue in _queues(directory):
+                            silence(directory, queue)
+                    for item in (items[path] for path in paths if path in items):
+                        _describe_anew(directory, item)
                     rewrite(directory, paths, reader, edits)
+                    if reader.links:
+                        found.left.append(f"{paths[0]}: got another name meanwhile; do it again")
         except FileNotFoundError:
             continue
         except (SegmentUnreadable, KeyMissing) as exc:
@@ -57,10 +81,9 @@ def erase(
         if edits:
             found.files += 1
             found.events += events
-            for item in (items[path] for path in paths if path in items):
-                if not dry_run:
-                    _describe_anew(directory, item)
     for item in items.values():
+        if not dry_run and match.stands_in(item.description.error.encode()):
+            _describe_anew(directory, item)
         if item.kind == "bytes" and _holds(directory, item, match):
             found.left.append(
                 f"{item.owner}/{item.name}: damaged bytes with the value in them; collector quarantine drop"
@@ -71,9 +94,8 @@ def erase(
 def _files(directory: SpoolDirectory, items: dict[Path, Item]) -> list[list[Path]]:
     """Every segment with all its names."""
     found: dict[int, list[Path]] = {}
-    queues = [directory.queue_root / name for name in directory.queues()]
     paths = [*retained_paths(directory), *(path for path, item in items.items() if item.kind == "events")]
-    paths += [place / name for place in (directory.sealed, *queues) for name in os.listdir(place)]
+    paths += [place / name for place in (directory.sealed, *_queues(directory)) for name in os.listdir(place)]
     for path in paths:
         if path.suffix == SEALED_SUFFIX:
             try:
@@ -81,6 +103,11 @@ def _files(directory: SpoolDirectory, items: dict[Path, Item]) -> list[list[Path
             except FileNotFoundError:
                 continue
     return list(found.values())
+
+
+def _queues(directory: SpoolDirectory) -> list[Path]:
+    """All queues, also those that were being made or forgotten when somebody was killed."""
+    return [each for each in sorted(directory.queue_root.iterdir()) if each.is_dir() and not each.is_symlink()]
 
 
 def _edits(reader: SegmentReader, match: Match, found: Erased) -> tuple[int, list[Edit]]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from forwarders.flush_settings import Counters
-from spool import box
+from spool import box, drafts
 from spool.directory import FILE_MODE, SpoolDirectory
 from spool.key_name import KeyMissing
 from spool.queue import Queue
@@ -58,6 +58,19 @@ def _read(path: Path, keyring: "Keyring | None") -> ForwarderStatus | None:
         return msgspec.json.decode(text, type=ForwarderStatus)
     except (OSError, msgspec.DecodeError, KeyMissing, box.BoxDamaged):
         return None
+
+
+def silence(directory: SpoolDirectory, queue: Path) -> None:
+    """Take out of a status what the destination said: it may have quoted an event. Errors: OSError.
+
+    ``queue`` may be one that is being made or forgotten. For when no flusher works.
+    """
+    path = queue / STATUS_NAME
+    path.with_name(f"{STATUS_NAME}.new").unlink(missing_ok=True)
+    status = _read(path, directory.keyring)
+    if status is not None and (status.reason or status.last_error):
+        quiet = msgspec.structs.replace(status, reason="", last_error="(removed with an erased event)")
+        drafts.replace(directory, path, b"".join(box.seal([msgspec.json.encode(quiet)], directory.keyring)))
 
 
 class StatusFile:

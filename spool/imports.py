@@ -74,6 +74,7 @@ class Imports:
         self._place = place
         self._ready = place / "ready"
         self._making = place / "making"
+        shutil.rmtree(self._making, ignore_errors=True)
         self._deliver()
         self.seen = self._read_seen()
 

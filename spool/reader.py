@@ -162,6 +162,11 @@ class SegmentReader:
         return self.seal is not None
 
     @property
+    def links(self) -> int:
+        """How many names the file has now. Errors: OSError."""
+        return os.fstat(self._descriptor).st_nlink
+
+    @property
     def opened_with(self) -> "SegmentKey | None":
         """The key that opened the last encrypted record."""
         return self._keys[0] if self._keys else None

@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import os
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from formats.envelope import encode_envelope
 from formats.event import Event, Granularity, PayloadKind
 from formats.event_json import EventJson
 from forwarders.batch import decode_record
+from forwarders.status import StatusFile, read_status
+from spool import box, drafts
 from spool.cipher import Keyring
 from spool.directory import SpoolDirectory
 from spool.flusher_lock import flusher_lock
@@ -73,7 +78,7 @@ def everything(directory: SpoolDirectory) -> dict[str, bytes]:
 def raw_bytes(directory: SpoolDirectory) -> bytes:
     """All that can be read of any file of the spool, retained segments decompressed."""
     whole = b"".join(path.read_bytes() for path in directory.path.rglob("*") if path.is_file())
-    for path in retained_paths(directory):
+    for path in [*retained_paths(directory), *directory.path.glob("_queue/.*/*.seg")]:
         with SegmentReader(path) as reader:
             whole += b"".join(reader.chunks(0, reader.size))
     return whole
@@ -147,6 +152,44 @@ def test_no_byte_of_her_is_left_in_the_spool_and_the_rest_is_untouched(
     assert list(spool.tmp.glob("*.draft")) == []
 
 
+def test_no_byte_of_her_is_left_in_what_was_interrupted_either(
+    spool: SpoolDirectory, run: Callable[..., Result]
+) -> None:
+    """A queue that was being made or forgotten, an import that was killed, and what destinations last said."""
+    for hidden in (".new-later", ".forget-former"):
+        (spool.queue_root / hidden).mkdir()
+    retained = next(iter(retained_paths(spool)))
+    os.link(retained, spool.queue_root / ".new-later" / retained.name)
+    queued = next(spool.queue("other").glob("*.seg"))
+    shutil.copy(queued, spool.queue_root / ".forget-former" / f"{SEGMENT[:-36]}{'8' * 32}.seg")
+    for state in ("making", "ready"):
+        (spool.path / "_import" / state / "_spool").mkdir(parents=True)
+        shutil.copy(queued, spool.path / "_import" / state / "_spool" / f"{SEGMENT[:-36]}{'9' * 32}.seg")
+    StatusFile(spool.queue("other"), keyring=spool.keyring).put("retrying", f"bad point: {SECRET.decode()}")
+
+    assert answer(run(*ERASE))["left"] == []
+
+    for secret in (SECRET, PERSON.encode()):
+        assert secret not in raw_bytes(spool)
+    assert all(SECRET not in payload for payload in everything(spool).values())
+    status = read_status(spool, "other")
+    assert status is not None
+    assert SECRET.decode() not in str(status)
+
+
+def test_an_item_tells_nothing_of_her_although_the_erasing_was_interrupted(
+    spool: SpoolDirectory, run: Callable[..., Result]
+) -> None:
+    answer(run(*ERASE))
+    item = Quarantine(spool).items("archive")[0]
+    said = replace(item.description, error=f"bad {PERSON}")
+    drafts.replace(spool, item.description_path, b"".join(box.seal([said.encode()], spool.keyring)))
+
+    answer(run(*ERASE))
+
+    assert PERSON not in str([item.description for item in Quarantine(spool).items()])
+
+
 def test_erasing_from_the_spool_needs_the_flusher_to_stand_still(
     spool: SpoolDirectory, run: Callable[..., Result]
 ) -> None:
@@ -183,6 +226,28 @@ def test_her_lines_leave_the_archive_and_others_stay_byte_for_byte(
     assert unpack((folder / name).read_bytes()) == b"".join(line for n, line in enumerate(lines) if n % 4)
     assert sorted(path.name for path in folder.iterdir()) == sorted([name, f"others-{name}"])
     assert (folder / f"others-{name}").read_bytes() == untouched
+
+
+def test_what_a_killed_flusher_was_writing_goes_and_what_a_living_one_writes_is_named(
+    tmp_path: Path, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = SpoolDirectory.open(tmp_path / "spool")
+    left = tmp_path / "events" / ".tmp" / f"{directory.instance}~archive~0"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(EventJson({}).line(event(0, hers=True)))
+    command = ["archive", *ERASE[1:]]
+    monkeypatch.setattr("collector.cli_erase.DRAFT_S", 0.1)
+
+    with flusher_lock(directory):
+        beside = run(*command)
+        assert (beside.exit_code, json.loads(beside.stdout)["left"]) == (
+            1,
+            [f"{left}: is still being written; do it again"],
+        )
+    assert answer(run(*command, "--dry-run"))["left"] == []
+    assert left.exists()
+    answer(run(*command))
+    assert not left.exists()
 
 
 JSON_CASES = [
