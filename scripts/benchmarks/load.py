@@ -1,0 +1,118 @@
+"""What wrk sends to a side, and what it saw."""
+
+import json
+import re
+import struct
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgpack
+
+from benchmarks.servers import Side
+
+PIXEL = "/1?v=PageView,s%252Fshop%252Fitem%252F4711,swinter,442,b1,81795342500000"
+PIXEL_2 = "/2?v=PageView,s%252Fshop%252Fitem%252F4711,swinter,4e,b1,8OzSDaZe"
+EVENTS = "/rest/1.0/event"
+AGENT = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36"
+TIME_MS = 1_795_342_500_000
+MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
+
+
+def payload(number: int) -> dict[str, object]:
+    """What one event says; about 200 bytes of JSON."""
+    return {
+        "eventDate": TIME_MS,
+        "url": f"https://shop.example/item/{number:06}",
+        "user": "u1234567",
+        "agent": AGENT,
+        "ms": 12.5,
+        "tags": ["a", "b"],
+    }
+
+
+def json_events(count: int) -> bytes:
+    """A body of this many events of about 240 bytes; one alone is not in an array."""
+    events = [{"eventName": "PageView", "payload": payload(n)} for n in range(count)]
+    return json.dumps(events[0] if count == 1 else events, separators=(", ", ": ")).encode()
+
+
+def msgpack_events(count: int) -> bytes:
+    """The same as msgpack: an array of maps."""
+    packed: bytes = msgpack.packb([{"eventName": "PageView", "payload": payload(n)} for n in range(count)])
+    return packed
+
+
+def thrift_events(count: int) -> bytes:
+    """Much the same as a stream of Thrift frames, which has no arrays."""
+    return b"".join(_frame(n) for n in range(count))
+
+
+def _frame(number: int) -> bytes:
+    fields = _text(1, f"https://shop.example/item/{number:06}") + _text(2, "u1234567") + _text(3, AGENT)
+    fields += struct.pack(">bhd", 4, 4, 12.5) + _text(5, "a") + _text(6, "b") + b"\0"
+    return struct.pack(">bqi", 10, TIME_MS, 6) + b"HOURLY" + _text(0, "PageView") + _text(1, fields) + b"\0"
+
+
+def _text(number: int, value: str | bytes) -> bytes:
+    data = value.encode() if isinstance(value, str) else value
+    return struct.pack(">bhi", 11, number, len(data)) + data
+
+
+@dataclass(frozen=True)
+class Load:
+    """What wrk sends, and how many events a request holds. ``refused``: every answer has to be 503."""
+
+    path: str
+    connections: int
+    events: int = 1
+    body: bytes = b""
+    content_type: str = "application/json"
+    refused: bool = False
+
+    def script(self, base: Path) -> list[str]:
+        """The arguments for wrk that make it a POST."""
+        if not self.body:
+            return []
+        name = f"post-{abs(hash(self))}"
+        (base / f"{name}.body").write_bytes(self.body)
+        (base / f"{name}.lua").write_text(
+            f'wrk.method = "POST"\nwrk.headers["Content-Type"] = "{self.content_type}"\n'
+            f'wrk.body = io.open("{base}/{name}.body", "rb"):read("*a")\n'
+        )
+        return ["-s", str(base / f"{name}.lua")]
+
+
+@dataclass
+class Sample:
+    """One round of one side."""
+
+    events_per_s: float
+    cpu_us_per_event: float
+    p99_ms: float
+
+
+def drive(side: Side, load: Load, seconds: float, base: Path) -> Sample:
+    """Load one side.
+
+    Errors: RuntimeError when a request failed, or an answered event is not counted by the server.
+    """
+    before = side.accepted() if side.spool else 0
+    cpu = side.cpu_s()
+    command = ["wrk", "-t1", f"-c{load.connections}", f"-d{seconds}s", "--latency", *load.script(base)]
+    report = subprocess.run(
+        [*command, f"http://127.0.0.1:{side.port}{load.path}"], capture_output=True, text=True, check=True
+    ).stdout
+    cpu = side.cpu_s() - cpu
+    requests, took_s = re.search(r"(\d+) requests in ([\d.]+)s", report).groups()  # type: ignore[union-attr]
+    number, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", report).groups()  # type: ignore[union-attr]
+    failed = re.search(r"Non-2xx or 3xx responses: (\d+)", report)
+    if (failed[1] if failed else "0") != (requests if load.refused else "0") or "Socket errors" in report:
+        raise RuntimeError(f"{side.name}: {report}")
+    events = int(requests) * load.events
+    if side.spool:
+        taken, promised = side.accepted() - before, 0 if load.refused else events
+        if taken < promised or (load.refused and taken):
+            raise RuntimeError(f"{side.name}: {promised} events answered, {taken} taken")
+        side.answered += promised
+    return Sample(events / float(took_s), cpu / events * 1e6, float(number) * MILLISECONDS[unit])

@@ -1,0 +1,213 @@
+"""Servers under load, started on loopback: nginx as a logger, this collector in its own server and in others."""
+
+import contextlib
+import http.client
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from spool.reader import Record, SegmentReader
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+ALL_THE_DISK_BYTES = 2**62
+NGINX = """
+daemon off; worker_processes 1; pid {base}/nginx.pid; error_log {base}/error.log;
+events {{ worker_connections 4096; }}
+http {{
+  log_format pixel escape=json '{{"time":"$time_iso8601","q":"$query_string","referer":"$http_referer",'
+                               '"agent":"$http_user_agent","ip":"$remote_addr"}}';
+  log_format body escape=json '{{"time":"$time_iso8601","body":"$request_body"}}';
+  client_body_temp_path {base}/b; proxy_temp_path {base}/p; fastcgi_temp_path {base}/f; uwsgi_temp_path {base}/u;
+  scgi_temp_path {base}/s; client_max_body_size 16m; client_body_buffer_size 1m; keepalive_requests 1000000000;
+  server {{
+    listen 127.0.0.1:{port} backlog=4096; access_log off;
+    location = /1 {{ access_log {base}/pixel.log pixel buffer=64k; empty_gif; }}
+    location /rest {{ access_log {base}/body.log body buffer=64k; proxy_pass http://127.0.0.1:{port}/taken;
+                      proxy_http_version 1.1; proxy_set_header Connection ""; }}
+    location /taken {{ return 202; }}
+  }}
+}}
+"""
+COLLECTOR = """
+[http]
+bind = "127.0.0.1:{port}"
+workers = {workers}
+[spool]
+path = "{base}/spool"
+min_free_bytes = {min_free_bytes}
+[durability]
+pixel = "{durability}"
+post = "{durability}"
+[log]
+level = "error"
+"""
+
+
+@dataclass
+class Side:
+    """A server under load. ``spool``: where a collector keeps what it takes."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    port: int
+    spool: Path | None = None
+    answered: int = 0  # events that it has promised, as the clients counted
+
+    def cpu_s(self) -> float:
+        """Seconds of CPU that its processes have used; of a collector those of HTTP only, not the flusher."""
+        total = 0.0
+        for pid in [self.process.pid, *descendants(self.process.pid)]:
+            with contextlib.suppress(OSError):
+                if b"\0flush" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    total += cpu_s(pid)
+        return total
+
+    def rss_mb(self) -> float:
+        """Resident memory of its largest process."""
+        return max((memory_mb(pid) for pid in [self.process.pid, *descendants(self.process.pid)]), default=0.0)
+
+    def accepted(self) -> int:
+        """Events that a collector says it has taken."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+        return sum(
+            int(float(n)) for n in re.findall(r'^collector_events_total\{outcome="accepted".*\} (\S+)$', text, re.M)
+        )
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of CPU that a process has used. Errors: OSError when it is gone."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
+
+
+def memory_mb(pid: int, what: str = "VmRSS") -> float:
+    """Resident memory of a process, or with VmHWM the most that it has had; 0 when it is gone."""
+    with contextlib.suppress(OSError, IndexError):
+        return int(Path(f"/proc/{pid}/status").read_text().split(f"{what}:")[1].split()[0]) / 1024
+    return 0.0
+
+
+def descendants(pid: int) -> list[int]:
+    """All children of a process, theirs too."""
+    found, todo = [], [pid]
+    while todo:
+        parent = todo.pop()
+        with contextlib.suppress(OSError):
+            children = [int(each) for each in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+            found += children
+            todo += children
+    return found
+
+
+def in_spool(spool: Path) -> int:
+    """The events that lie in a spool, in segments that are sealed and in those that are not."""
+    events = 0
+    for path in [*spool.rglob("*.seg"), *spool.rglob("*.open")]:
+        with SegmentReader(path) as reader:
+            if reader.seal is not None:
+                events += reader.seal.event_count
+            else:
+                events += sum(each.event_count for each in reader.scan() if isinstance(each, Record))
+    return events
+
+
+@contextlib.contextmanager
+def running(
+    name: str,
+    command: list[str],
+    port: int,
+    base: Path,
+    *,
+    spool: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Side]:
+    """A server, from its first answer to its end; then a collector's spool is counted.
+
+    Errors: RuntimeError when it does not start, or fewer events are in the spool than it answered for.
+    """
+    with (base / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                   start_new_session=True, env={**os.environ, **(env or {})})  # fmt: skip
+    side = Side(name, process, port, spool)
+    try:
+        _wait_for(side, base)
+        yield side
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+    if spool is not None and (found := in_spool(spool)) < side.answered:
+        raise RuntimeError(f"{name}: {side.answered} events answered, {found} in the spool")
+
+
+def _wait_for(side: Side, base: Path) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", side.port), 1).close()
+            break
+        except OSError:
+            if side.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError((base / f"{side.name}.log").read_text()) from None
+            time.sleep(0.05)
+    time.sleep(0.5)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def nginx(base: Path) -> AbstractContextManager[Side]:
+    """nginx as pixel logger and body logger."""
+    port = free_port()
+    (base / "nginx.conf").write_text(NGINX.format(base=base, port=port))
+    return running("nginx", ["nginx", "-p", str(base), "-c", str(base / "nginx.conf")], port, base)
+
+
+def collector(
+    base: Path, name: str, durability: str = "interval", workers: int = 1, *, full: bool = False
+) -> AbstractContextManager[Side]:
+    """``collector serve`` without a forwarder: what it takes stays in its spool. ``full``: it takes nothing."""
+    port, settings = _settings(base, name, durability, workers, full=full)
+    command = [sys.executable, "-m", "collector", "serve", "--config", str(settings)]
+    return running(name, command, port, base, spool=base / name / "spool")
+
+
+def gthread(base: Path, name: str, durability: str = "interval", threads: int = 16) -> AbstractContextManager[Side]:
+    """The collector's application under gunicorn's worker of threads."""
+    port, settings = _settings(base, name, durability, 1)
+    command = [sys.executable, "-m", "gunicorn", "-w", "1", "-k", "gthread", "--threads", str(threads),
+               "-b", f"127.0.0.1:{port}", "collector.app:create_app()"]  # fmt: skip
+    return running(name, command, port, base, spool=base / name / "spool", env={"COLLECTOR_CONFIG": str(settings)})
+
+
+def _settings(base: Path, name: str, durability: str, workers: int, *, full: bool = False) -> tuple[int, Path]:
+    port, own = free_port(), base / name
+    own.mkdir(exist_ok=True)
+    file = own / "collector.toml"
+    file.write_text(
+        COLLECTOR.format(
+            port=port,
+            base=own,
+            durability=durability,
+            workers=workers,
+            min_free_bytes=ALL_THE_DISK_BYTES if full else 0,
+        )
+    )
+    return port, file
