@@ -113,7 +113,7 @@ class Imports:
         if not self._ready.is_dir():
             return
         files = sorted(path.relative_to(self._ready) for path in self._ready.rglob("*") if path.is_file())
-        self._enter(files)
+        ledger = Ledger(self._directory)
         touched = set()
         for name in files:
             target = self._directory.path / name
@@ -123,8 +123,15 @@ class Imports:
                 make = self._directory.queue if name.parts[0] == "_queue" else self._directory.quarantine
                 make(name.parts[1])
             touched.add(target.parent)
+            uuid, events = self._seal(name)
+            if uuid and name.parts[0] == "_quarantine":  # before: what leaves quarantine has to have been in it
+                own = hashlib.sha256(b"imported" + uuid).digest()[:16]  # uuid is for the row that its replay will write
+                ledger.add(own, name.parts[1], events, Outcome(quarantined=events))
             if not os.path.lexists(target):
                 os.rename(self._ready / name, target)
+            if uuid and name.parts[0] == "_queue":  # after: what was handed out has to be in a queue
+                ledger.handed(name.parts[1], [(uuid, events)], replay=LINK_SEPARATOR in name.name)
+        ledger.close()
         for folder in touched:
             fsync_directory(folder)
         keys = self._ready / _KEYS
@@ -133,23 +140,12 @@ class Imports:
         shutil.rmtree(self._ready)
         fsync_directory(self._place)
 
-    def _enter(self, files: Iterable[Path]) -> None:
-        """Say in the ledger what queues and quarantine are given."""
-        ledger = Ledger(self._directory)
-        for name in files:
-            place, owner = name.parts[0], name.parts[1] if len(name.parts) == 3 else ""
-            if not owner or name.suffix != SEALED_SUFFIX or item_of_link(name.name):
-                continue
-            uuid, events = read_seal(self._ready / name)
-            if uuid is None or events is None:
-                continue
-            if place == "_queue":
-                ledger.handed(owner, [(uuid, events)], replay=LINK_SEPARATOR in name.name)
-            elif place == "_quarantine":
-                # its own uuid is for the row that its replay will write
-                own = hashlib.sha256(b"imported" + uuid).digest()[:16]
-                ledger.add(own, owner, events, Outcome(quarantined=events))
-        ledger.close()
+    def _seal(self, name: Path) -> tuple[bytes | None, int]:
+        """Uuid and events of a segment that queues or quarantine are given, for the ledger; None of anything else."""
+        if len(name.parts) != 3 or name.suffix != SEALED_SUFFIX or item_of_link(name.name):
+            return None, 0
+        uuid, events = read_seal(self._ready / name)
+        return (None, 0) if events is None else (uuid, events)
 
     def _read_seen(self) -> set[str]:
         """The keys; a last line without its end was cut short, and is written again with the rest of its batch."""

@@ -117,7 +117,8 @@ def start_queue(
     still comes (hand it to the others before). A forwarder that has a queue keeps it as it is. Call it before
     `distribute` names the forwarder. Errors: OSError, SpoolError.
 
-    Why a rename at the end: a queue that exists is complete, also when this was interrupted.
+    Why a rename at the end: a queue that exists is complete, also when this was interrupted. The ledger comes after it:
+    what is in there has to be in a queue for `collector audit`.
     """
     if forwarder in directory.queues():
         return 0
@@ -135,10 +136,11 @@ def start_queue(
     fsync_directory(new)
     names = os.listdir(new)
     count = len(names)
-    if ledger and names:
-        _enter(ledger, new, names, [forwarder])
-    os.rename(new, directory.queue_root / forwarder)
+    queue = directory.queue_root / forwarder
+    os.rename(new, queue)
     fsync_directory(directory.queue_root)
+    if ledger and names:
+        _enter(ledger, queue, names, [forwarder])
     log.info("queue started", extra={"forwarder": forwarder, "start": start, "segments": count})
     return count
 

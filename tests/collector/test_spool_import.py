@@ -243,6 +243,7 @@ def test_an_import_that_dies_anywhere_is_completed_by_the_next_and_nothing_comes
     died = 0
     for path, own, place in reversed(list(dying_everywhere(prepare, lambda each: take(each[0], each[1])))):
         found: Counter[tuple[str, str]] = Counter()
+        assert not any(each.missing for each in audit(own, looks=1))
         deliver(own, found)
         take(path, own)
         deliver(own, found)

@@ -14,8 +14,10 @@ from dying import dying_everywhere
 from made_segments import write_segment
 from small_disks import fill
 
+from spool.audit import audit
 from spool.ballast import BALLAST_BYTES, Ballast
 from spool.directory import SpoolDirectory, segment_stem
+from spool.ledger import Ledger
 from spool.oddities import Oddities
 from spool.queue import Queue, distribute, start_queue
 from spool.reader import Record, SegmentReader
@@ -282,8 +284,12 @@ def test_starting_a_queue_may_die_anywhere_and_be_done_again(memory_path: Path) 
         distribute(directory, NAMES)
         return directory
 
-    for directory in dying_everywhere(prepare, lambda directory: start_queue(directory, "new", start="oldest")):
-        start_queue(directory, "new", start="oldest")
+    def begin(directory: SpoolDirectory) -> None:
+        start_queue(directory, "new", start="oldest", ledger=Ledger(directory))
+
+    for directory in dying_everywhere(prepare, begin):
+        assert not any(each.missing for each in audit(directory, looks=1))
+        begin(directory)
 
         assert names_in(directory.queue("new")) == names_in(directory.queue("archive"))
         assert directory.queues() == sorted([*NAMES, "new"])
