@@ -210,6 +210,28 @@ def test_without_a_place_for_its_file_a_process_still_counts(tmp_path: Path, cap
     assert "kept in memory only" in caplog.text
 
 
+def test_what_is_counted_in_memory_comes_into_the_file_when_there_can_be_one(tmp_path: Path) -> None:
+    now = 100.0
+    first = Slot(tmp_path, "http", ["seen_total", "open"], gauges=["open"])
+    first.add("seen_total", 5)
+    first.close()
+    tmp_path.rename(tmp_path.with_name("away"))
+    slot = Slot(tmp_path, "http", ["seen_total", "open"], gauges=["open"], monotonic=lambda: now)
+    slot.add("seen_total", 2)
+    slot.set("open", 7)
+    tmp_path.with_name("away").rename(tmp_path)
+    slot.set("open", 8)
+    assert slot.number is None  # not before its time
+
+    now += 5
+    slot.set("open", 9)
+    slot.add("seen_total")
+
+    reading = only(tmp_path)
+    assert (reading.live, reading.values) == (True, {"seen_total": 8, "open": 9})
+    slot.close()
+
+
 def test_slots_leave_no_descriptors_behind(tmp_path: Path) -> None:
     Slot(tmp_path, "http", ["a_total"]).close()
     before = len(os.listdir("/proc/self/fd"))
