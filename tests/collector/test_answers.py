@@ -12,12 +12,11 @@ import msgpack
 import pytest
 import zstandard
 
+from tests.collector.hostile_bodies import HOSTILE, send_hostile
 from tests.collector.worker_server import Client
 from tests.services.child import wait_until
 from tests.services.collector import RunningCollector, stored_events
 
-CORPUS = Path(__file__).parents[1] / "vectors" / "corpus"
-HOSTILE = json.loads((CORPUS / "index.json").read_text())
 GOOD = {"eventName": "Good", "payload": {"a": 1}}
 PIXEL_HEAD = b"GIF89a\x01\x00\x01\x00"
 
@@ -228,16 +227,9 @@ def test_a_chunked_body_is_a_body(collector: RunningCollector) -> None:
 def test_a_hostile_body_gets_a_clear_answer_and_the_collector_lives_on(
     collector: RunningCollector, case: dict[str, Any]
 ) -> None:
-    content = (CORPUS / case["file"]).read_bytes()
-    headers = {"Content-Type": case["content_type"]} if case["content_type"] else {}
-    if "content_encoding" in case:
-        headers["Content-Encoding"] = case["content_encoding"]
     before = len(stored_events(collector.spool))
 
-    if case.get("body_is_query"):
-        status, _, _ = collector.request(case["method"], f"{case['path']}?{content.decode('latin-1')}", None, headers)
-    else:
-        status, _, _ = collector.request(case["method"], case["path"], content, headers)
+    status = send_hostile(collector, case)
 
     assert status in case["allow_status"], case["why"]
     assert (len(stored_events(collector.spool)) > before) is (status == 202)
