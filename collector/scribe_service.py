@@ -19,13 +19,15 @@ from thriftpy2.protocol.binary import TBinaryProtocol
 from thriftpy2.thrift import TApplicationException, TPayload, TProcessor, TType
 from thriftpy2.transport.memory import TMemoryBuffer
 
-import collector
 from formats.event import FormatError
 from formats.thrift_call import Call, check_arguments
 
 log = logging.getLogger(__name__)
 
-SERVICE_NAME = "Ning Scribed Service"  # what the original says, and its users' checks look for
+# What the original says, and its users' checks look for
+SERVICE_NAME = "Ning Scribed Service"
+SERVICE_VERSION = "0.1"
+NO_TROUBLE = "No special status maintained. Returns Alive if the process is active"
 
 
 class ResultCode(enum.IntEnum):
@@ -114,7 +116,7 @@ class Answers:
         return SERVICE_NAME
 
     def getVersion(self) -> str:
-        return collector.__version__
+        return SERVICE_VERSION
 
     def getStatus(self) -> int:
         if self.stopping:
@@ -122,7 +124,7 @@ class Answers:
         return Status.WARNING if self._trouble() else Status.ALIVE
 
     def getStatusDetails(self) -> str:
-        return "stopping" if self.stopping else self._trouble() or "taking messages"
+        return "stopping" if self.stopping else self._trouble() or NO_TROUBLE
 
     def getCounters(self) -> dict[str, int]:
         return self._counters()

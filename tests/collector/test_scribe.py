@@ -22,7 +22,7 @@ from thriftpy2.rpc import make_client
 from thriftpy2.transport.framed import TCyFramedTransportFactory, TFramedTransportFactory
 
 from collector.metrics import read_all
-from tests.formats.published import NOW_MS, case_id, scribe_cases, shown
+from tests.formats.published import NOW_MS, case_id, fb303_cases, scribe_cases, shown
 from tests.services.child import wait_until
 from tests.services.collector import REPOSITORY, archived_events, stored_events
 from tests.services.scribe import OK, TRY_LATER, RunningListener, ScribeClient, call, log_call
@@ -90,6 +90,18 @@ def test_a_published_call_is_answered_and_stored(listener: RunningListener, case
     assert reply[-2] == {"OK": OK, "TRY_LATER": TRY_LATER}[case["expect"]["result"]]
     assert case["expect"].get("reply_hex", "")[8:] in (reply.hex(), "")
     assert [shown(event) for event in events] == case["expect"]["events"]
+
+
+def test_published_questions_are_answered_to_the_byte(listener: RunningListener) -> None:
+    """The last reply would be another one if an order, which has none, had been answered."""
+    with listener.client() as client:
+        for case in fb303_cases():
+            client.socket.sendall(bytes.fromhex(case["request"]["body_hex"]))
+            if "reply_hex" in case["expect"]:
+                assert client.receive().hex() == case["expect"]["reply_hex"][8:], case["id"]
+            elif case["id"] == "fb303-alive-since":
+                assert client.receive()[-9:-5] == bytes(4)  # seconds, not milliseconds
+        assert b"getName" in client.ask(call("getName"))
 
 
 @pytest.mark.parametrize("accelerated", [True, False])

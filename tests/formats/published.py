@@ -29,6 +29,11 @@ def scribe_cases() -> list[dict[str, Any]]:
     return [case for case in _CASES if case["group"] == "scribe"]
 
 
+def fb303_cases() -> list[dict[str, Any]]:
+    """The questions about the process, and orders to it."""
+    return [case for case in _CASES if case["group"] == "fb303"]
+
+
 def hostile(*content_types: str) -> list[dict[str, Any]]:
     """The hostile bodies of these content types that come without a Content-Encoding."""
     return [each for each in _HOSTILE if each["content_type"] in content_types and "content_encoding" not in each]
