@@ -39,6 +39,13 @@ def moment(ctx: click.Context, param: click.Parameter, value: str | None) -> dat
     return at
 
 
+def patterns(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """Patterns of event names; an empty one would read as if there were none."""
+    if not all(each.removeprefix("!") for each in value):
+        raise click.BadParameter("a pattern is empty")
+    return value
+
+
 @click.group()
 def keys() -> None:
     """API keys: make, list and revoke them. Running workers notice within a second."""
@@ -49,7 +56,10 @@ def keys() -> None:
     "--scope", "scopes", multiple=True, default=["post"], show_default=True,
     type=click.Choice(["post", "admin", "read"]), help="What it is good for; can be repeated.",
 )  # fmt: skip
-@click.option("--name", "names", multiple=True, metavar="PATTERN", help="Event names it may send; can be repeated.")
+@click.option(
+    "--name", "names", multiple=True, metavar="PATTERN", callback=patterns,
+    help="Event names it may send; can be repeated.",
+)  # fmt: skip
 @click.option(
     "--expires", metavar="WHEN", callback=moment, help="A date, or a time from now (12h, 90d, 26w).  [default: never]"
 )

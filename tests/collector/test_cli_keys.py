@@ -65,6 +65,11 @@ def test_a_key_can_expire(run: Run) -> None:
         assert run("add", "--expires", wrong).exit_code == 2
 
 
+def test_an_empty_pattern_of_names_is_refused(run: Run) -> None:
+    """It would be listed as every name, and let none in."""
+    assert [run("add", "--name", wrong).exit_code for wrong in ("", "!")] == [2, 2]
+
+
 def test_nothing_is_made_by_a_dry_run_or_with_bad_settings(run: Run, tmp_path: Path) -> None:
     dry = run("add", "--dry-run", "--scope", "admin")
 
