@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
@@ -10,12 +11,14 @@ import falcon
 
 CACHED = "public, max-age=86400"
 _STATIC = files("collector") / "static"
+_LAYOUT = re.compile(rb"^ *(?:// .*)?| +// .*", re.MULTILINE)  # indentation and comments, which browsers do not need
 
 
 def script(fields: Mapping[str, Sequence[str]]) -> bytes:
     """The snippet; ``fields`` are the names of the numbered fields of each event, which it puts into that order."""
     names = json.dumps({name: list(each) for name, each in fields.items()}, separators=(",", ":"))
-    return (_STATIC / "collector.js").read_bytes().replace(b"__FIELDS__", names.encode("ascii"))
+    code = _LAYOUT.sub(b"", (_STATIC / "collector.js").read_bytes())
+    return code.replace(b"__FIELDS__", names.encode("ascii"))
 
 
 class ScriptResource:

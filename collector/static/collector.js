@@ -1,12 +1,13 @@
 // Sends events from a page: collector('PageView', {url: location.href, ms: 12}). No cookie, no dependency.
 (function (window, document, navigator) {
   var script = document.currentScript || document.querySelector('script[src*="/collector.js"]');
-  var base = script.src.replace(/\/collector\.js(\?.*)?$/, '');
+  var base = script.src.replace(/\/collector\.js([?#].*)?$/, '');
   var fields = __FIELDS__; // what field 1, 2, ... of an event is called
   var digits = '-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz';
   var waiting = (window.collector || {}).q || [];
   var silent = script.hasAttribute('data-respect-privacy') &&
     (navigator.doNotTrack == 1 || window.doNotTrack == 1 || navigator.globalPrivacyControl);
+  var door = base + '/rest/1.0/beacon', queue = [], busy = 0, beacons = 0, since = 0;
   var sent = 0;
 
   function base64(number) {
@@ -45,19 +46,50 @@
   }
 
   function post(name, payload, url) {
-    var to = base + '/rest/1.0/beacon', body = JSON.stringify({eventName: name, payload: payload}, function (key, value) {
+    var body = JSON.stringify({eventName: name, payload: payload}, function (key, value) {
       return typeof value == 'bigint' ? String(value)
         : typeof value == 'string' && value.toWellFormed ? value.toWellFormed() : value;
     });
+    // of too many beacons at once a browser drops some, and does not say so
+    var now = Date.now();
+    if (now - since > 1e3) since = now, beacons = 0;
+    if ((hidden() || beacons++ < 20) && beacon(body)) return;
+    var end = queue[queue.length - 1];
+    if (end && !end.again && end.body.length + body.length < 1e4) {
+      end.body += body;
+      end.urls.push(url);
+    } else queue.push({body: body, urls: [url]});
+    next();
+  }
+
+  function hidden() {
+    return document.visibilityState == 'hidden';
+  }
+
+  function beacon(body) {
     try {
-      if (navigator.sendBeacon(to, body)) return;
+      return navigator.sendBeacon(door, body);
     } catch (e) {} // there is none, or it will not
-    function last() {
-      if (url) image(url);
+  }
+
+  // The others go by fetch, together and a few at a time; keepalive has the same bounds as a beacon.
+  function next() {
+    var each = busy < 6 && queue.shift();
+    if (!each) return;
+    function done() {
+      busy--;
+      next();
     }
-    // keepalive has the same bounds as a beacon
-    if (window.fetch) fetch(to, {method: 'POST', body: body, keepalive: body.length < 2e4}).catch(last);
-    else last();
+    function failed() {
+      if (window.fetch && !each.again) each.again = queue.push(each);
+      else each.urls.forEach(function (url) {
+        if (url) image(url);
+      });
+      done();
+    }
+    busy++;
+    if (!window.fetch) return failed();
+    fetch(door, {method: 'POST', body: each.body, keepalive: !each.again && each.body.length < 1e4}).then(done, failed);
   }
 
   function collector(name, payload) {
@@ -76,10 +108,13 @@
       if (url) url += '&t=' + Date.now().toString(36) + sent++; // two requests for one address would be one
     } catch (e) {} // half of a surrogate pair has no UTF-8
     // a page that is being left drops its images
-    if (url && url.length < 256 && document.visibilityState != 'hidden') image(url);
+    if (url && url.length < 256 && !hidden()) image(url);
     else post(name, named, url);
   }
 
+  document.addEventListener('visibilitychange', function () {
+    while (hidden() && queue.length && beacon(queue[0].body)) queue.shift();
+  });
   window.collector = function () {
     try {
       collector.apply(null, arguments);

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.server, pytest.mark.skipif(CHROMIUM is None, reason="c
 
 STUB = "window.collector = window.collector || function () { (collector.q = collector.q || []).push(arguments) };"
 PAGE = """<!doctype html><meta charset="utf-8"><script>@STUB@ @BEFORE@</script>
-<script async src="@COLLECTOR@/collector.js?v=1" @ATTRIBUTES@ onload="window.loaded = true"></script>"""
+<script async src="@COLLECTOR@/collector.js?v=1#x" @ATTRIBUTES@ onload="window.loaded = true"></script>"""
 AWKWARD = "50% + 1, é😀 &#?=\t\"'\\"
 
 
@@ -151,6 +151,16 @@ def test_where_a_beacon_is_refused_or_missing_fetch_and_then_the_picture_take_it
 
     payloads = [line["payload"] for line in stored(collector, "Fetched", 3)]
     assert sorted(payloads, key=str) == sorted([long, {"a": 1}, {"1": "z" * 400}], key=str)
+
+
+@pytest.mark.slow
+def test_none_of_very_many_events_is_lost(collector: RunningCollector, browser: Any) -> None:
+    """Chromium takes beacons that it then drops for want of room, and says nothing."""
+    calls = "for (let i = 0; i < 3000; i++) collector('Many', {i, text: i % 3 ? '' : 'x'.repeat(400)})"
+
+    visit(collector, browser, calls)
+
+    assert sorted(line["payload"]["i"] for line in stored(collector, "Many", 3000)) == list(range(3000))
 
 
 def test_nothing_that_a_page_gives_breaks_the_page(collector: RunningCollector, browser: Any) -> None:
