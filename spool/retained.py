@@ -19,7 +19,8 @@ and then has for each frame 20 bytes and its data:
     length       u32       bytes of data
 
 A damaged frame costs itself: its bytes read as zeros, which is damage to `spool.reader`, and the search for the next
-marker goes on behind it.
+marker goes on from its own. A damaged header costs nothing: where a whole frame follows, the
+frames say what it said.
 """
 
 import os
@@ -38,6 +39,7 @@ _HEADER: Final = struct.Struct("<8sHHIQ12xI")
 _FRAME: Final = struct.Struct("<4sIIII")
 _CRC_FROM: Final = 8  # behind marker and crc
 _STORED, _ZSTD = 0, 1
+_SIZE_MAX: Final = 2**40  # of a segment
 _SEARCH_BYTES: Final = 1024 * 1024
 
 
@@ -77,27 +79,33 @@ class RetainedBytes:
     ``size``: bytes of the segment.
     """
 
-    def __init__(self, descriptor: int, file_size: int, size: int, frame_bytes: int) -> None:
-        """Use `open`."""
+    def __init__(self, descriptor: int, file_size: int, size: int | None, frame_bytes: int) -> None:
+        """Use `open`. ``size``: None where the header is damaged."""
         import zstandard
 
-        self.size = size
+        self.size = _SIZE_MAX if size is None else size
         self._descriptor = descriptor
         self._frame_bytes = frame_bytes
         self._frames = dict(self._find_frames(file_size))
         self._decompress = zstandard.ZstdDecompressor().decompress
         self._cached: tuple[int, bytes] = (-1, b"")
+        if size is None:
+            last = max(self._frames)
+            self.size = last * frame_bytes + len(self._content(last, frame_bytes) or bytes(frame_bytes))
 
     @classmethod
     def open(cls, descriptor: int, file_size: int) -> Self | None:
-        """Look into a file; None when it is no retained segment, or its header is damaged. Errors: OSError."""
-        head = os.pread(descriptor, _HEADER.size, 0)
-        if not is_retained(head) or len(head) < _HEADER.size:
+        """Look into a file; None when it is no retained segment, or one of another version. Errors: OSError."""
+        head = os.pread(descriptor, _HEADER.size + _FRAME.size, 0)
+        if len(head) < _HEADER.size:
             return None
-        _, version, _, frame_bytes, size, crc = _HEADER.unpack(head)
-        if version != _VERSION or zlib.crc32(head[:-4]) != crc:
-            return None
-        return cls(descriptor, file_size, size, frame_bytes)
+        magic, version, _, frame_bytes, size, crc = _HEADER.unpack_from(head)
+        if magic == MAGIC and zlib.crc32(head[: _HEADER.size - 4]) == crc:
+            return cls(descriptor, file_size, size, frame_bytes) if version == _VERSION else None
+        if head[_HEADER.size :].startswith(_MARKER):
+            one = cls(descriptor, file_size, None, FRAME_BYTES)
+            return one if one._content(0, FRAME_BYTES) is not None else None
+        return None
 
     def pread(self, length: int, offset: int) -> bytes:
         """Bytes of the segment, fewer than ``length`` only at its end. Errors: OSError."""
@@ -116,19 +124,22 @@ class RetainedBytes:
         return self._cached[1]
 
     def _load(self, index: int) -> bytes:
+        raw_bytes = min(self._frame_bytes, self.size - index * self._frame_bytes)
+        raw = self._content(index, raw_bytes)
+        return raw if raw is not None and len(raw) == raw_bytes else bytes(raw_bytes)
+
+    def _content(self, index: int, raw_bytes: int) -> bytes | None:
+        """What is in a frame, at most so many bytes; None where it is damaged or missing."""
         import zstandard
 
-        raw_bytes = min(self._frame_bytes, self.size - index * self._frame_bytes)
         frame = self._frames.get(index)
         data = self._data(frame) if frame else None
-        if frame and data is not None:
-            try:
-                raw = data if frame.codec == _STORED else self._decompress(data, max_output_size=raw_bytes)
-            except zstandard.ZstdError:
-                raw = b""
-            if len(raw) == raw_bytes:
-                return raw
-        return bytes(raw_bytes)
+        if frame is None or data is None or frame.codec == _STORED:
+            return data
+        try:
+            return self._decompress(data, max_output_size=raw_bytes)
+        except zstandard.ZstdError:
+            return None
 
     def _data(self, frame: _Frame) -> bytes | None:
         """The data of a frame; None where its checksum does not hold."""
@@ -139,18 +150,23 @@ class RetainedBytes:
         return stored[_FRAME.size :] if zlib.crc32(stored[_CRC_FROM:]) == crc else None
 
     def _find_frames(self, file_size: int) -> Iterator[tuple[int, _Frame]]:
-        """Walk from header to header; where there is none, search for the next whole frame."""
-        at, searching = _HEADER.size, False
-        while at + _FRAME.size <= file_size:
+        """Walk from header to header; where there is none, search for the next whole frame, from the last one on:
+        its length may be what is damaged."""
+        at = last = _HEADER.size
+        searching, next_index = False, 0
+        while at != file_size:
             found = self._header_at(at)
-            if found and (not searching or self._data(found[1]) is not None):
+            if found and ((not searching and found[0] == next_index) or self._data(found[1]) is not None):
                 yield found
-                at, searching = at + _FRAME.size + found[1].length, False
+                last, at, next_index, searching = at, at + _FRAME.size + found[1].length, found[0] + 1, False
                 continue
-            searching = True
+            if not searching:
+                at, searching = last, True
             piece = os.pread(self._descriptor, _SEARCH_BYTES, at + 1)
+            if len(piece) < _FRAME.size:
+                break
             hit = piece.find(_MARKER)
-            at += 1 + (hit if hit >= 0 else max(1, len(piece) - len(_MARKER) + 1))
+            at += 1 + (hit if hit >= 0 else len(piece) - len(_MARKER) + 1)
 
     def _header_at(self, at: int) -> tuple[int, _Frame] | None:
         head = os.pread(self._descriptor, _FRAME.size, at)
