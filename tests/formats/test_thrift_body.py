@@ -247,3 +247,17 @@ def test_any_bytes_are_read_or_refused(data: bytes, begin: bytes) -> None:
 
         assert_whole(decoded)
         assert decoded.events or decoded.failed
+
+
+def test_a_frame_is_the_same_event_with_its_usual_envelope_and_with_one_that_is_not() -> None:
+    payload = struct_of([(1, "string", "☃"), (7, "double", 0.5), (2, "bool", True)])
+    usual = frame(string(0, "é".encode()) + string(1, payload) + b"\x00")
+    others = [
+        frame(string(1, payload) + string(0, "é".encode()) + b"\x00"),
+        frame(string(0, "é".encode()) + string(1, payload) + string(2, b"x") + b"\x00"),
+    ]
+    wanted = decode_thrift(usual, NAMED).events
+    assert len(wanted) == 1
+    for other in others:
+        assert decode_thrift(other, NAMED).events == wanted
+        assert decode_thrift(usual + other + usual, NAMED).events == wanted * 3
