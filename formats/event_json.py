@@ -11,7 +11,7 @@ one has; other events have no ``types``. Integers stay integers.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -26,6 +26,7 @@ _JSON, _MSGPACK = PayloadKind.JSON, PayloadKind.MSGPACK
 _NUMBERS = {number: str(number) for number in range(256)}
 
 _encode = msgspec.json.Encoder().encode
+_encode_lines = msgspec.json.Encoder().encode_lines
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _unpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
@@ -55,6 +56,13 @@ class EventJson:
 
     def line(self, event: Event) -> bytes:
         """One JSON object, without a line break in it or after it."""
+        return _encode(self._object(event))
+
+    def lines(self, events: Iterable[Event]) -> bytes:
+        """Of each event what `line` gives, and a line break after it; in half the time."""
+        return _encode_lines([self._object(event) for event in events])
+
+    def _object(self, event: Event) -> _Line:
         payload = event.payload
         types: dict[str, str] | UnsetType = UNSET
         body: Raw | dict[str, Any]
@@ -68,17 +76,15 @@ class EventJson:
             body = Raw(payload)
         else:
             body = _unpack(payload)
-        return _encode(
-            _Line(
-                event.id,
-                event.name,
-                event.time_ms,
-                _GRANULARITY_NAMES[event.granularity],
-                event.received_ms,
-                event.source,
-                body,
-                types,
-            )
+        return _Line(
+            event.id,
+            event.name,
+            event.time_ms,
+            _GRANULARITY_NAMES[event.granularity],
+            event.received_ms,
+            event.source,
+            body,
+            types,
         )
 
     def fields(self, event: Event) -> dict[str, Any]:

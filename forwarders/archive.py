@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -146,7 +146,7 @@ class ArchiveForwarder:
         self.name = name
         self._root = str(path)  # plain strings: pathlib took half of the time of a batch of many small files
         self._tmp = f"{path}/.tmp"
-        self._line = to_json.line
+        self._lines = to_json.lines
         self._draft = f"{instance}~{name}~"  # names hold no ~, so none is the beginning of another's
         self._suffix = suffix
         self._compressor = compressor
@@ -194,8 +194,8 @@ class ArchiveForwarder:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
         with os.fdopen(descriptor, "wb", buffering=256 * 1024) as file:
             compressor = self._compressor()
-            for lines in _lines(events, self._line):
-                file.write(compressor.compress(lines))
+            for start in range(0, len(events), _LINES_AT_ONCE):
+                file.write(compressor.compress(self._lines(events[start : start + _LINES_AT_ONCE])))
             file.write(compressor.flush())
 
     def _sync_directories(self, directories: Iterable[str]) -> None:
@@ -213,14 +213,6 @@ class ArchiveForwarder:
         if len(self._durable) > _DIRECTORIES_REMEMBERED:
             self._durable.clear()
         self._durable |= new
-
-
-def _lines(events: Sequence[Event], line: Callable[[Event], bytes]) -> Iterator[bytes]:
-    """The events as text, about a thousand lines at a time."""
-    for start in range(0, len(events), _LINES_AT_ONCE):
-        lines = [line(event) for event in events[start : start + _LINES_AT_ONCE]]
-        lines.append(b"")
-        yield b"\n".join(lines)
 
 
 def _sync(path: str, sync: Callable[[int], None]) -> None:

@@ -134,3 +134,14 @@ def test_a_line_is_always_one_line_of_json(name: str, payload: dict[str, Any], i
         if event is not typed:
             assert document["payload"] == payload
             assert PLAIN.fields(event) == payload
+
+
+def test_lines_are_the_line_of_each_event_and_a_line_break() -> None:
+    events = [
+        json_event(b'{"a":\n"\xe2\x98\x83"}', name='"é"'),
+        msgpack_event({"a": b"\x00"}),
+        typed_event((1, "string", "x\ny")),
+    ]
+    writer = EventJson({"E": ["page"]})
+    assert writer.lines(events) == b"".join(writer.line(event) + b"\n" for event in events)
+    assert writer.lines([]) == b""

@@ -8,7 +8,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
@@ -277,10 +277,9 @@ def test_two_forwarders_of_one_spool_may_share_a_path(tmp_path: Path) -> None:
     second = archive(tmp_path, name="archive.errors")
 
     class Meanwhile(EventJson):
-        def line(self, event: Event) -> bytes:
-            if event is pages[10]:
-                second.send(errors)
-            return super().line(event)
+        def lines(self, events: Iterable[Event]) -> bytes:
+            second.send(errors)
+            return super().lines(events)
 
     first = from_settings(Settings(tmp_path), name="archive", to_json=Meanwhile({}), instance="a" * 32)
     first.send(pages)
