@@ -10,6 +10,7 @@ import falcon
 from collector.intake import Intake, TooMuch, Unavailable
 from collector.keys import Admitted, Guard
 from collector.problem import Cors, Headers
+from collector.receipt import Receipt
 from collector.resources.answers import malformed, preflight_headers, refused, unavailable, warning
 from collector.resources.body import BodyError, read_body
 from collector.resources.results import APPLIED, RESULTS_MAX, are_wanted, results
@@ -104,7 +105,8 @@ class EventsResource:
             defaults = _defaults(req.query_string, sender.received_ms, failures_kept)
         except FormatError as exc:
             self._intake.reject(source, 1)
-            raise malformed(exc.reason, [exc], 1) from exc
+            report = results(Receipt(0, 0, 1, [exc])) if wants_results else None
+            raise malformed(exc.reason, [exc], 1, results=report) from exc
         decoded = decode(body, defaults)
         if not decoded.events and not decoded.failed:
             decoded.fail("the body holds no event", 0)

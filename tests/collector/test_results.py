@@ -106,6 +106,15 @@ def test_what_stands_behind_a_syntax_error_is_not_listed(collector: RunningColle
     assert (status, told(document)) == (202, "aaf")
 
 
+def test_a_body_that_cannot_be_unpacked_is_one_failure(collector: RunningCollector) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip", "Prefer": "return=representation"}
+
+    status, _, answer = collector.request("POST", "/rest/1.0/event", b"no gzip", headers)
+
+    document = json.loads(answer)
+    assert (status, document["accepted"], document["failed"], told(document)) == (400, 0, 1, "f")
+
+
 def test_large_requests_list_what_failed_only_and_the_list_is_bounded(collector: RunningCollector) -> None:
     good = json.dumps(GOOD)
 

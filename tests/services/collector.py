@@ -129,4 +129,4 @@ def events_of(record: Record) -> list[Event]:
 
 def archived_events(archive: Path) -> list[dict[str, Any]]:
     """Every line of every file of an archive without compression."""
-    return [json.loads(line) for path in archive.rglob("*.jsonl") for line in path.read_text().splitlines()]
+    return [json.loads(line) for path in archive.rglob("*.jsonl") for line in path.read_bytes().splitlines()]
