@@ -114,7 +114,12 @@ class Item:
     @property
     def link(self) -> str:
         """The item's name in a queue that it is replayed through."""
-        return LINK_SEPARATOR.join((_LINK_MARK, self.owner, self.name)) + SEALED_SUFFIX
+        return link_of(self.owner, self.name)
+
+
+def link_of(owner: str, name: str) -> str:
+    """The name in a queue of an item that is replayed through it."""
+    return LINK_SEPARATOR.join((_LINK_MARK, owner, name)) + SEALED_SUFFIX
 
 
 def item_of_link(segment: str) -> tuple[str, str] | None:

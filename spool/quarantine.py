@@ -53,6 +53,7 @@ from spool.item import (
     event_keys,
     item_of_link,
     items_in,
+    link_of,
     read_description,
     stem_of,
     utc,
@@ -298,7 +299,7 @@ class Quarantine:
         for name in ItemName(stem_of(said.segment), min(offsets), max(offsets)).variants():
             path = place / (name + EVENTS_SUFFIX)
             publish = functools.partial(drafts.publish, self._directory, path, lambda: [data])
-            if not path.exists() and self._ballast.spend_on(publish):
+            if not path.exists() and not self._is_queued(place.name, name) and self._ballast.spend_on(publish):
                 break
         before = None
         if link:
@@ -308,6 +309,11 @@ class Quarantine:
         self._describe_new(path, replace(said, events=events, size=len(data)), before)
         known.add(name)
         return events
+
+    def _is_queued(self, owner: str, name: str) -> bool:
+        """Whether a queue has an item of that name, there still or not: its end will remove what has the name then."""
+        link, root = link_of(owner, name), self._directory.queue_root
+        return any(os.path.lexists(root / forwarder / link) for forwarder in self._directory.queues())
 
     def _add_bytes(
         self,

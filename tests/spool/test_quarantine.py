@@ -336,6 +336,29 @@ def test_an_item_can_be_replayed_to_another_forwarder(directory: SpoolDirectory,
     assert [item.description.attempts for item in quarantine.items("mongodb")] == [3]
 
 
+def test_of_two_replays_of_an_item_the_one_that_ends_later_takes_nothing_away_that_is_kept_meanwhile(
+    directory: SpoolDirectory, quarantine: Quarantine
+) -> None:
+    for forwarder in ("influxdb", "mongodb"):
+        directory.queue(forwarder)
+    quarantine.add_events("influxdb", SEGMENT, refused(3, 5), reason="refused")
+    (item,) = quarantine.items()
+    assert quarantine.replay(item)
+    assert quarantine.replay(item, to="mongodb")
+
+    list(flush(directory, "mongodb"))
+    list(flush(directory, "influxdb", refuse=[5]))
+    assert all_events(quarantine) == [5]
+
+    (item,) = quarantine.items()
+    assert quarantine.replay(item, to="mongodb")
+    assert quarantine.replay(item)
+    list(flush(directory, "influxdb"))
+    quarantine.add_events("influxdb", SEGMENT, refused(7), reason="refused")
+    list(flush(directory, "mongodb"))
+    assert all_events(quarantine) == [7]
+
+
 def test_a_replay_may_die_anywhere_and_no_event_is_lost_or_doubled(memory_path: Path) -> None:
     spools: Iterator[int] = iter(range(1000))
     sent: set[Origin] = set()
