@@ -4,7 +4,9 @@ Tests of the fault matrix (tests/faults/README.md) have two sizes, and say what 
 """
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -39,3 +41,13 @@ def seen(record_property: Callable[[str, object], None]) -> Callable[..., None]:
             record_property(name, value)
 
     return note
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """A place for tests that make many spools and do not care about the disk: syncing costs nothing there."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with TemporaryDirectory(dir="/dev/shm") as place:
+        yield Path(place)

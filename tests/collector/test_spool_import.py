@@ -215,16 +215,16 @@ def test_a_full_disk_is_left_clean_and_the_next_try_completes(
 
 
 @pytest.mark.slow
-def test_an_import_that_dies_anywhere_is_completed_by_the_next_and_nothing_comes_twice(tmp_path: Path) -> None:
+def test_an_import_that_dies_anywhere_is_completed_by_the_next_and_nothing_comes_twice(memory_path: Path) -> None:
     """Between the two a flusher delivers what has arrived."""
-    salvage_orphans(Dead(tmp_path / "model").spool)  # what dies in there is a matter of test_recovery.py
-    distribute(SpoolDirectory.open(tmp_path / "empty"), [each.name for each in HERE])
+    salvage_orphans(Dead(memory_path / "model").spool)  # what dies in there is a matter of test_recovery.py
+    distribute(SpoolDirectory.open(memory_path / "empty"), [each.name for each in HERE])
     numbers = itertools.count()
 
     def prepare() -> tuple[Path, SpoolDirectory, Path]:
-        place = tmp_path / str(next(numbers))
-        shutil.copytree(tmp_path / "empty", place / "own")
-        return tmp_path / "model", SpoolDirectory.open(place / "own"), place
+        place = memory_path / str(next(numbers))
+        shutil.copytree(memory_path / "empty", place / "own")
+        return memory_path / "model", SpoolDirectory.open(place / "own"), place
 
     def deliver(own: SpoolDirectory, into: Counter[tuple[str, str]]) -> None:
         distribute(own, [each.name for each in HERE])

@@ -4,8 +4,8 @@ A row of its tables is
 
     | S8 | the fault | how it is made | what must hold | `spool/test_x.py::test_y`<br>`faults/test_z.py` |
 
-with paths relative to tests/; a test class or a file stands for all tests in it. Instead of tests the last cell may say
-``not here: `` and why.
+with paths relative to tests/; a test class or a file stands for all tests in it, a test for all its cases, and
+``test_y[case]`` for one. Instead of tests the last cell may say ``not here: `` and why.
 """
 
 import re
@@ -42,4 +42,4 @@ def rows() -> dict[str, Row]:
 def holds(row: Row, test: str) -> bool:
     """Whether a test that pytest has run, by its node id, is one of the row's."""
     plain = test.partition("[")[0]
-    return any(plain == each or plain.startswith(f"{each}::") for each in row.tests)
+    return any(each in (test, plain) or plain.startswith(f"{each}::") for each in row.tests)

@@ -28,6 +28,15 @@ class Result:
     said: str = ""
 
 
+class Unhurried:
+    """A plugin of pytest that gives each test an hour; a limit that stands at a test is for its short form."""
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Called when all tests are known."""
+        for item in items:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S), append=False)
+
+
 class Watcher:
     """A plugin of pytest that keeps results by node id, and says each as it comes."""
 
@@ -82,11 +91,11 @@ def _run(chosen: list[Row], *, full: bool) -> dict[str, Result]:
     watcher = Watcher()
     tests = list(dict.fromkeys(test for row in chosen for test in row.tests))
     if tests:
-        options = ["-p", "no:terminal", "-p", "no:cacheprovider"]
+        plugins: list[object] = [watcher]
         if full:
             os.environ["FAULTS"] = "full"
-            options += ["-o", f"timeout={TIMEOUT_S}"]
-        pytest.main([*options, *tests], plugins=[watcher])
+            plugins.append(Unhurried())
+        pytest.main(["-p", "no:terminal", "-p", "no:cacheprovider", *tests], plugins=plugins)
     return watcher.results
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.matrix import rows
+from tests.faults.run import TIMEOUT_S, Unhurried
 
 ROOT = Path(__file__).parents[2]
 LAST = {"S": 37, "P": 8, "B": 19, "C": 11, "O": 4}
@@ -22,7 +23,7 @@ def test_every_row_is_there_and_is_held_by_a_test_or_says_why_not() -> None:
 
 
 def test_every_test_that_the_table_names_exists_and_every_one_beside_it_is_named() -> None:
-    named = {test for row in rows().values() for test in row.tests}
+    named = {test.partition("[")[0] for row in rows().values() for test in row.tests}
 
     missing = [test for test in named if not _is_there(test)]
     ours = {
@@ -34,6 +35,23 @@ def test_every_test_that_the_table_names_exists_and_every_one_beside_it_is_named
 
     assert missing == []
     assert ours - named == set()
+
+
+@pytest.mark.slow
+def test_every_case_that_the_table_names_is_collected() -> None:
+    cases = sorted(test for row in rows().values() for test in row.tests if test.endswith("]"))
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *cases]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert cases
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.timeout(60)
+def test_a_limit_that_stands_at_a_test_does_not_end_its_full_form(request: pytest.FixtureRequest) -> None:
+    Unhurried().pytest_collection_modifyitems([request.node])
+
+    assert request.node.get_closest_marker("timeout").args == (TIMEOUT_S,)
 
 
 def _is_there(test: str) -> bool:

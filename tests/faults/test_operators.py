@@ -55,24 +55,20 @@ def test_a_replay_beside_the_flusher_brings_what_was_refused_once_however_often_
         with quick(tmp_path, forwarders__influxdb=picky.settings()) as collector:
             assert collector.post(numbered(range(10)))[0] == 202
             wait_until(lambda: picky.taken.keys() >= {0, 2, 4, 6, 8}, 20, "the good ones")
-            wait_until(lambda: items(collector), 20, "the others in quarantine")
-            found = items(collector)
+            quarantine = collector.spool / "_quarantine" / "influxdb"
+            wait_until(lambda: list(quarantine.glob("*.json")), 20, "the others in quarantine")
             picky.refuses = False
-            replays = [run(collector, "quarantine", "replay", "--all") for _ in range(3)]
+            replays = [run(collector, "quarantine", "replay", "--all") for _ in range(2)]
             garbage = run(collector, "quarantine", "replay", "influxdb/nothing")
             wait_until(lambda: picky.taken.keys() >= set(range(10)), 20, "all events")
-            wait_until(lambda: not items(collector), 20, "an empty quarantine")
+            wait_until(lambda: not list(quarantine.iterdir()), 20, "an empty quarantine")
     finally:
         picky.server.close()
 
-    seen(items=len(found), exits=[each.returncode for each in replays], garbage_exit=garbage.returncode)
-    assert [each.returncode for each in replays] == [0, 0, 0]
+    seen(exits=[each.returncode for each in replays], garbage_exit=garbage.returncode)
+    assert [each.returncode for each in replays] == [0, 0]
     assert garbage.returncode == 1
     assert {number: times for number, times in picky.taken.items() if times > 1} == {}
-
-
-def items(collector: RunningCollector) -> list[str]:
-    return [str(each) for each in json.loads(run(collector, "quarantine", "ls", "--json").stdout)]
 
 
 def test_a_spool_of_a_later_format_is_refused_in_a_sentence_and_left_alone(tmp_path: Path) -> None:

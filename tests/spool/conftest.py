@@ -5,19 +5,8 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
-
-
-@pytest.fixture
-def memory_path(tmp_path: Path) -> Iterator[Path]:
-    """A place for tests that make many spools and do not care about the disk: syncing costs nothing there."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
-        return
-    with TemporaryDirectory(dir="/dev/shm") as place:
-        yield Path(place)
 
 
 @contextmanager
