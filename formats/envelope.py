@@ -45,11 +45,13 @@ _decode_erased = msgspec.msgpack.Decoder(_ErasedEnvelope).decode
 
 def encode_envelope(source: str, received_ms: int, events: list[Event]) -> bytes:
     """Pack the events of one request. What each event says of its own source, arrival and id is not kept."""
-    if any(event.id for event in events):
-        events = [
-            Event(each.name, each.time_ms, each.granularity, each.kind, each.payload, set_aside=each.set_aside)
-            for each in events
-        ]
+    for event in events:  # any() of a generator took 0.3 of 0.7 µs of a single event
+        if event.id:
+            events = [
+                Event(each.name, each.time_ms, each.granularity, each.kind, each.payload, set_aside=each.set_aside)
+                for each in events
+            ]
+            break
     return _encode(_Envelope(VERSION, source, received_ms, events))
 
 
