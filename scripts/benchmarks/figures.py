@@ -54,6 +54,17 @@ class Figures:
         return "\n".join([head, *map(str, self.rows)])
 
 
+def table(results: Sequence[Figures]) -> str:
+    """A Markdown table of a run: one line for each target."""
+    lines = ["| # | what | wanted | measured | CPU µs per event | met |", "|---|---|---|---|---|---|"]
+    for each in results:
+        wanted = f"≥ {each.at_least}" if each.at_least is not None else f"≤ {each.at_most}"
+        costs = [f"{row.side} {row.cpu_us_per_event:.1f}" for row in each.rows if row.cpu_us_per_event is not None]
+        shown = f"{each.value:.2f}{each.unit}", ", ".join(costs), "yes" if each.met else "**no**"
+        lines.append(f"| {each.target} | `{each.name}`: {each.text} | {wanted}{each.unit} | {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n"
+
+
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """The median of what each round gave."""
     return statistics.median(mine / its for mine, its in zip(ours, theirs, strict=True))
