@@ -42,6 +42,7 @@ def test_a_call_that_fails_once_costs_the_requests_that_waited_for_it_and_nothin
             if again:
                 time.sleep(10.5)  # two failures within ten seconds are a sick disk
             load.wait_for(202, 10)
+            refused_before = load.statuses[503]
             (segment,) = until_there(lambda: list(collector.spool.glob("_open/*.open")))
             # Of write only those to this segment: the worker also writes to sockets and to its log.
             paths = ("-P", str(segment)) if call == "write" else ()
@@ -50,6 +51,9 @@ def test_a_call_that_fails_once_costs_the_requests_that_waited_for_it_and_nothin
                 wait_until(lambda log=log: injected(log) > 0, 10, "the fault")
                 load.wait_for(202, 5)
             failures += injected(log)
+            # strace counts per thread: a seal may have failed beside a commit, and two failures close the door a while.
+            if injected(log) == 1:
+                assert load.statuses[503] - refused_before <= 4  # all clients may have waited for one commit
             assert_never_synced_again(log.read_text())
         assert worker_of(collector) == worker
         load.end()
@@ -57,7 +61,6 @@ def test_a_call_that_fails_once_costs_the_requests_that_waited_for_it_and_nothin
 
     seen(acknowledged=len(load.acknowledged), refused_requests=load.statuses[503], injected=failures)
     assert load.statuses.keys() <= {202, 503}
-    assert load.statuses[503] <= 4 * failures  # as many as there are clients, which may all wait for one commit
 
 
 def until_there(look: Callable[[], list[Path]]) -> list[Path]:
