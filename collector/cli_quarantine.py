@@ -83,7 +83,7 @@ def show(settings: "Settings", item: str, limit: int, as_json: bool) -> None:
 def selection(command: Callable[..., Any]) -> Callable[..., Any]:
     """Which items a command is about: those named, or --all, or --all of one --owner."""
     for option in (
-        click.argument("items", nargs=-1),
+        click.argument("items", nargs=-1, metavar="[ITEM]..."),
         click.option("--all", "everything", is_flag=True, help="All items."),
         click.option("--owner", help="Only those of this forwarder."),
         click.option("--limit", type=click.IntRange(min=1), help="Stop after this many items."),
