@@ -54,6 +54,11 @@ _LOOKS = re.compile(
 )
 
 
+_PARTS = re.compile(
+    r"^#+ (?P<heading>[^\n]+)$|^<!-- test: (?P<step>[^\n]+?) -->$|^```console tested\n(?P<block>.*?)^```$", re.M | re.S
+)
+
+
 class Example(NamedTuple):
     """One command of the document: what it prints, and its exit code."""
 
@@ -67,9 +72,7 @@ def parts() -> Iterator[tuple[str, list[str | Example]]]:
     found: list[str | Example] = []
     title = heading = ""
     text = DOCUMENT.read_text()
-    for match in re.finditer(
-        r"^#+ (?P<heading>.+)$|^<!-- test: (?P<step>.+?) -->$|^```console tested\n(?P<block>.*?)^```", text, re.M | re.S
-    ):
+    for match in _PARTS.finditer(text):
         if match["heading"]:
             heading = match["heading"]
         elif match["step"] == "start":
@@ -239,7 +242,7 @@ def commands(group: click.Group, *before: str) -> Iterator[tuple[str, click.Comm
             yield " ".join(("collector", *before, name)), command
 
 
-@pytest.mark.parametrize(("name", "command"), commands(cli))
+@pytest.mark.parametrize(("name", "command"), list(commands(cli)))
 def test_every_command_has_a_section_that_names_all_its_options(name: str, command: click.Command) -> None:
     section = re.search(rf"^### `{name}`$(.*?)^(?=###? )", DOCUMENT.read_text() + "\n## ", re.M | re.S)
 
@@ -268,6 +271,13 @@ def test_every_item_of_the_health_report_and_every_metric_that_is_named_exists()
     assert {each for each in named if each not in known and each.removesuffix("_bucket") not in known} == set()
     source = Path(health.__file__).read_text()
     assert {each for each in re.findall(r'"(\w+HealthCheck)"', source) if each not in text} == set()
+
+
+def test_no_example_is_left_out() -> None:
+    examples_run = [step for _, steps in parts() for step in steps if isinstance(step, Example)]
+    blocks = re.findall(r"^```console tested$", DOCUMENT.read_text(), re.M)
+
+    assert len(examples_run) >= len(blocks) > 20
 
 
 @pytest.mark.slow
