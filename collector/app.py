@@ -31,6 +31,7 @@ from collector.settings import AuthSettings, Settings, load
 from forwarders.flush_settings import Names
 from spool.watermark import retry_after_s
 
+REFUSED_BODY_MAX_BYTES = 16 * 1024
 EVENT = "/rest/1.0/event"
 BEACON = "/rest/1.0/beacon"
 
@@ -70,6 +71,11 @@ class CollectorApp:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         shortcut = self._shortcuts.get((environ["REQUEST_METHOD"], environ["PATH_INFO"]))
         if shortcut is not None:
+            reason = self._intake.refuse() if "collector.held" in environ else None
+            if reason is not None:
+                status, headers, body = self.unavailable(environ, reason)
+                start_response(status, headers)
+                return [body]
             answer = shortcut.answer(environ, start_response)
             if answer is not None:
                 if not environ["collector.held"]:  # filtered: what is held is counted when it is known how it ends
@@ -78,8 +84,17 @@ class CollectorApp:
         return self._routes(environ, start_response)
 
     def unwanted(self, environ: Mapping[str, Any]) -> str | None:
-        """Why the body of this request is not to be read, or None: nothing is taken now, or not from this client."""
+        """Why the body of this request is not to be read, or None: nothing is taken now, or not from this client.
+
+        A small body is read all the same while nothing is taken: a connection that could not go on afterwards would
+        cost its client, and us, more than the body.
+        """
         reason = self._intake.refusal()
+        if (
+            reason is not None
+            and int(environ.get("CONTENT_LENGTH") or REFUSED_BODY_MAX_BYTES + 1) <= REFUSED_BODY_MAX_BYTES
+        ):
+            reason = None
         if reason is None and self._guards and environ["REQUEST_METHOD"] == "POST":
             guard = self._guards.get(environ["PATH_INFO"].rstrip("/"), no_guard)
             try:

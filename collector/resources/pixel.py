@@ -60,8 +60,8 @@ class PixelResource:
 class PixelShortcut:
     """A good pixel answered without Falcon: the same reply as `PixelResource.on_get` gives, for less than half the CPU.
 
-    Only for a server that holds (``collector.held``), and only for what is accepted: `answer` returns None for
-    everything else, having done nothing, and the request takes the ordinary way.
+    Only for a server that holds (``collector.held``), while events are taken, and only for what is accepted: `answer`
+    returns None for everything else, having done nothing, and the request takes the ordinary way.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class PixelShortcut:
     def answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes] | None:
         """Hold the event and start the reply, or None."""
         held = environ.get("collector.held")
-        if held is None or self._intake.refusal() is not None:
+        if held is None:
             return None
         sender = self._sender_of(environ)
         try:

@@ -13,6 +13,7 @@ from collector.gate import Gate
 from spool.directory import SpoolDirectory
 from spool.switch import Switch
 from spool.watermark import Watermark
+from tests.collector.worker_server import Client, post
 from tests.services.child import wait_until
 from tests.services.collector import REPOSITORY, RunningCollector, stored_events
 
@@ -78,3 +79,16 @@ def test_collection_that_is_off_answers_503_at_every_door_over_a_restart_until_i
         wait_until(lambda: collector.post(EVENT)[0] == 202, 2, "events are taken again")
         assert json.loads(command(collector.config, "collection", "show", "--json").stdout) == {"on": True}
         assert len(stored_events(collector.spool)) == 1
+
+
+@pytest.mark.server
+def test_a_small_body_that_is_refused_does_not_cost_the_connection_a_large_one_does(tmp_path: Path) -> None:
+    collector = RunningCollector(tmp_path)
+    Switch.collection(SpoolDirectory.open(collector.spool)).turn_off("")
+
+    with collector, Client(collector.port) as client:
+        for size in (16 * 1024, 100, 16 * 1024 + 1):
+            reply = client.ask(post(b" " * size, "/rest/1.0/event", "Content-Type: application/json"))
+
+            assert (reply.status, "retry-after" in reply.headers) == (503, True)
+        assert client.is_closed()

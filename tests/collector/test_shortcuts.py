@@ -13,6 +13,8 @@ from collector.intake import Held
 from collector.metrics import read_all
 from collector.settings import load
 from formats.envelope import decode_envelope
+from spool.directory import SpoolDirectory
+from spool.switch import Switch
 
 QUERIES = [
     "v=Hello,sWorld",
@@ -193,6 +195,23 @@ def test_a_good_body_takes_the_shortcut_and_with_a_key_or_a_schema_none_does(tmp
         assert (status, len(records)) == ("202 Accepted", 1)
     with application(tmp_path) as app:
         assert ("POST", "/rest/1.0/event") not in app._shortcuts
+
+
+def test_both_refuse_alike(tmp_path: Path) -> None:
+    def refused(wsgi: Any) -> tuple[list[Any], dict[str, int]]:
+        before = read_all(tmp_path / "spool" / "_metrics").http
+        asked = [ask(wsgi, "/2", "v=Hello,", each) for each in HEADERS] + [post(wsgi, "", GOOD, JSON)]
+        after = read_all(tmp_path / "spool" / "_metrics").http
+        waits = [int(answer[1].pop("retry-after")) for answer, _ in asked]
+        assert all(5 <= wait <= 30 for wait in waits)
+        return asked, {name: after[name] - before[name] for name in after if after[name] != before[name]}
+
+    with application(tmp_path, strict=False) as app:
+        Switch.collection(SpoolDirectory.open(tmp_path / "spool")).turn_off("moving")
+
+        assert refused(app) == refused(app._routes)
+        assert refused(app)[0][0][0][0] == "503 Service Unavailable"
+        assert refused(app)[1]["refused_requests_total/collection_off"] == 4
 
 
 def test_both_count_alike(app: CollectorApp, tmp_path: Path) -> None:
