@@ -8,7 +8,9 @@ time of arrival, and reading the spool adds the id.
 import enum
 import itertools
 import re
+from array import array
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import msgspec
 
@@ -104,7 +106,7 @@ class Decoded(msgspec.Struct):
     events: list[Event] = []
     failures: list[FormatError] = []
     failed: int = 0
-    runs: list[int] = []
+    runs: "array[int]" = msgspec.field(default_factory=partial(array, "Q"))  # a list takes 80 bytes for each run
     kept: int = FAILURES_KEPT
 
     def fail(self, reason: str, at: int, count: int = 1) -> None:
@@ -146,7 +148,7 @@ class Decoded(msgspec.Struct):
         self.failed += len(found)
         self.failures = sorted([*self.failures, *found], key=lambda each: each.at)[: self.kept]
         runs = sorted([*_pairs(self.runs), *((each.at, 1) for each in found)])
-        self.runs = []
+        self.runs = array("Q")
         for first, count in runs:
             self._run(first, count)
 
@@ -155,10 +157,10 @@ class Decoded(msgspec.Struct):
         if runs and runs[-2] + runs[-1] == first:
             runs[-1] += count
         else:
-            runs += (first, count)
+            runs.extend((first, count))
 
 
-def _pairs(runs: list[int]) -> Iterator[tuple[int, int]]:
+def _pairs(runs: "array[int]") -> Iterator[tuple[int, int]]:
     return zip(runs[::2], runs[1::2], strict=True)
 
 

@@ -7,33 +7,35 @@ payload is kept as the bytes that were sent (as UTF-8 when they were UTF-16 or U
 
 Two ways lead through a body:
 
-* All of it is as it should be: one call of msgspec takes the envelopes apart, and the payloads are
-  slices of the body that nobody parses. A second call, over all of the body too, finds the payloads' own times.
+* All of it is as it should be: one call of msgspec takes the envelopes of each piece of the body apart, and the
+  payloads are slices that nobody parses. A second call, over all of the piece too, finds the payloads' own times.
 * Something is not: the body is split into its objects, and each is judged by itself, so that a bad
   event never costs a good one. msgspec splits what is JSON, `elements` the rest, without looking
   into the objects. Where the syntax is broken nobody can say where the next event begins: the rest
   of the body is one failure.
 
 All of them take time in proportion to the body, whatever is in it: no pattern here can backtrack.
-Memory too: only bodies up to SPLIT_AT_ONCE_BYTES become lists of elements.
+Memory too: only bodies up to SPLIT_AT_ONCE_BYTES become lists of elements, and only PIECE_BYTES and a bit are in
+msgspec's hands at once, which does not let other threads run meanwhile.
 """
 
 import json
 import re
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import Annotated, TypeGuard
+from typing import Annotated
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from formats.event import TIME_MAX_MS, TIME_MIN_MS, Decoded, Defaults, Event, FormatError, PayloadKind, check_name
-from formats.json_split import JsonSyntaxError, elements, end_of_space
+from formats.json_split import PIECE_BYTES, JsonSyntaxError, elements, end_of_space, pieces
 from formats.times import granularity_of, time_of
 
 DEPTH_MAX = 64  # levels of a payload; itself is the first
 SPLIT_AT_ONCE_BYTES = 1024 * 1024
 SHORTEST_EVENT_BYTES = len(b'{"payload":{}}')
+_MANY, _SMALL_BYTES = 1000, 16  # events of a piece, and bytes of their payloads
 
 _JSON = PayloadKind.JSON  # an enum's attribute costs 0.2 µs
 _LONE_SURROGATE = re.compile(
@@ -93,16 +95,13 @@ def decode_json(body: bytes, defaults: Defaults) -> Decoded:
         return decoded
     reader = _Reader(body, defaults)
     try:
-        if not body.isascii():
-            body.decode()  # msgspec does not look into the strings of what it skips
-        if body.startswith(b"[", end_of_space(body)):
-            envelopes = _ENVELOPES.decode(body)
-            dated = _USUALS.decode(body) if reader.dated else None
+        if len(body) <= PIECE_BYTES:
+            decoded.events = reader.events(body)
         else:
-            envelopes = _ENVELOPE.decode_lines(body)
-            dated = _USUAL.decode_lines(body) if reader.dated else None
-        decoded.events = reader.events(envelopes, dated)
+            for piece in pieces(body):
+                decoded.events += reader.events(piece)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, FormatError):
+        decoded.events = []
         _decode_each(body, reader, decoded)
     return decoded
 
@@ -116,21 +115,43 @@ class _Reader:
 
     def __init__(self, body: bytes, defaults: Defaults) -> None:
         self._defaults = defaults
-        self._names: set[str] = set()
+        self._names: dict[str, str] = {}
+        self._small: dict[bytes, bytes] = {}
         self.dated = (
             b"eventDate" in body
             or b"eventGranularity" in body
             or (_BACKSLASH in body and b"\\u" in body)  # a key may be spelt with escapes
         )
 
-    def events(self, envelopes: list[_Envelope], dated: list[_UsualEnvelope] | None) -> list[Event]:
+    def events(self, body: bytes) -> list[Event]:
+        """Make the events of an array or of a sequence of documents.
+
+        Errors: FormatError, or what msgspec raises, when not all of it is as it should be.
+        """
+        if not body.isascii():
+            body.decode()  # msgspec does not look into the strings of what it skips
+        dated: list[_UsualEnvelope] | None = None
+        if body.startswith(b"[", end_of_space(body)):
+            envelopes = _ENVELOPES.decode(body)
+            if self.dated:
+                dated = _USUALS.decode(body)
+        else:
+            envelopes = _ENVELOPE.decode_lines(body)
+            if self.dated:
+                dated = _USUAL.decode_lines(body)
+        return self._events(envelopes, dated)
+
+    def _events(self, envelopes: list[_Envelope], dated: list[_UsualEnvelope] | None) -> list[Event]:
         """Make the events of envelopes; ``dated`` are the same ones, read for their times. Errors: FormatError."""
         defaults = self._defaults
         default_ms, granularity = defaults.time_ms, defaults.granularity
-        names = [envelope.eventName for envelope in envelopes]
-        if not _are_given(names):
-            return [self.event(envelope) for envelope in envelopes]
+        sent_names = [envelope.eventName for envelope in envelopes]
+        usable = {name: self._name(name) for name in set(sent_names)}
+        names = [usable[name] for name in sent_names]  # one str for all events that have it
         payloads = [bytes(envelope.payload) for envelope in envelopes]
+        if len(payloads) > _MANY and sum(map(len, payloads)) < len(payloads) * _SMALL_BYTES:
+            known: dict[bytes, bytes] = {}
+            payloads = [known.setdefault(payload, payload) for payload in payloads]  # an object each takes more room
         if dated is None and {payload[0] for payload in payloads} != {_OBJECT_BEGINS}:
             raise FormatError(_NO_OBJECT)
         if not all(map(is_shallow, [each for each in payloads if len(each) + 3 * each.count(b"[") > _SHALLOW_BYTES])):
@@ -152,19 +173,26 @@ class _Reader:
             for name, payload, when in zip(names, payloads, whens, strict=True)
         ]
 
+    def _name(self, name: str | UnsetType) -> str:
+        """The name that an event has. Errors: FormatError."""
+        if isinstance(name, UnsetType):
+            if self._defaults.name is None:
+                raise FormatError("there is no eventName")
+            return self._defaults.name
+        known = self._names.get(name)
+        if known is None:
+            known = self._names[name] = check_name(name)
+        return known
+
     def event(self, envelope: _Envelope) -> Event:
         """Make the event. Errors: FormatError."""
         defaults = self._defaults
-        name = envelope.eventName
-        if name is UNSET:
-            if defaults.name is None:
-                raise FormatError("there is no eventName")
-            name = defaults.name
-        elif name not in self._names:
-            self._names.add(check_name(name))
+        name = self._name(envelope.eventName)
         payload = bytes(envelope.payload)
         if payload[0] != _OBJECT_BEGINS:
             raise FormatError(_NO_OBJECT)
+        if len(payload) <= _SMALL_BYTES and len(self._small) < _MANY:
+            payload = self._small.setdefault(payload, payload)  # an object each takes more room
         if not is_shallow(payload):
             raise FormatError(_TOO_DEEP)
         if not self.dated:
@@ -175,15 +203,6 @@ class _Reader:
             raise FormatError(f"the payload's time is none: {exc}") from None
         time_ms = time_of(when.eventDate, defaults.time_ms)
         return Event(name, time_ms, granularity_of(when.eventGranularity, defaults.granularity), _JSON, payload)
-
-
-def _are_given(names: list[str | UnsetType]) -> TypeGuard[list[str]]:
-    """Whether every event says its name. Errors: FormatError when one of them will not do."""
-    for name in set(names):
-        if isinstance(name, UnsetType):
-            return False
-        check_name(name)
-    return True
 
 
 def _decode_each(body: bytes, reader: _Reader, decoded: Decoded) -> None:

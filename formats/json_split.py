@@ -16,7 +16,11 @@ _BRANCH = rb"[\[{](?:" + _FLAT + rb"|" + _LEAF + rb")*+[\]}]"
 _TREE = rb"[\[{](?:" + _FLAT + rb"|" + _BRANCH + rb")*+[\]}]"
 _NUMBER = rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+"
 _S = rb"[ \t\r\n]*+"
-_TINY = _NUMBER + rb'|true|false|null|"[^"\\,\x00-\x1f]*+"|\{' + _S + rb"\}"  # no commas in it
+_TINY_MEMBER = rb'"[ !#-+\--Z^-z|~]{0,5}":-?(?:0|[1-9][0-9]?)'  # for less than an event
+_TINY = (
+    _NUMBER + rb'|true|false|null|"[^"\\,\x00-\x1f]*+"|\{(?:' + _S + rb"|" + _TINY_MEMBER + rb")\}"
+)  # no commas in it
+_WORD = _NUMBER + rb'|true|false|null|"[ !#-+\--Z^-z|~]*+"'  # neither commas nor brackets in it
 
 _SPACE = re.compile(_S)
 _SEPARATOR = re.compile(_S + rb"([,\]])" + _S)
@@ -24,9 +28,14 @@ _NOTHING = re.compile(rb"(?:[ \t\r\n]++|\[" + _S + rb"\])*+")  # whitespace and 
 _TINY_VALUE = re.compile(rb"(?:" + _TINY + rb")" + _S)
 _TINY_VALUES = re.compile(rb"(?:(?:" + _TINY + rb")" + _S + rb"){1,10000}+")
 _TINY_ITEMS = re.compile(rb"(?:(?:" + _TINY + rb"|\[" + _S + rb"\])" + _S + rb"," + _S + rb"){1,10000}+")
+_WORD_ITEM = _S + rb"(?:" + _WORD + rb")" + _S
+_WORD_ARRAYS = re.compile(rb"(?:\[" + _WORD_ITEM + rb"(?:," + _WORD_ITEM + rb")*+\]" + _S + rb"){1,10000}+")
 _SHALLOW_VALUE = re.compile(rb"(?s:" + _TREE + rb"|" + _STRING + rb"|" + _NUMBER + rb"|true|false|null)")
 _UP_TO_BRACKETS = re.compile(rb"(?s:(?:" + _FLAT + rb"|" + _LEAF + rb")*+([\[{]++|[\]}]++))")
+_HEAD = re.compile(rb"\{[^:{}]{1,100}+:")
 _ARRAY_BEGINS = ord("[")
+
+PIECE_BYTES = 256 * 1024
 
 
 class JsonSyntaxError(FormatError):
@@ -36,6 +45,32 @@ class JsonSyntaxError(FormatError):
 def end_of_space(body: bytes) -> int:
     """Where the whitespace ends with which the body begins."""
     return _end(_SPACE, body, 0)
+
+
+def pieces(body: bytes) -> Iterator[bytes]:
+    """The body in pieces of PIECE_BYTES and a bit, each one array or a sequence of documents like the body itself.
+
+    They are cut where an object ends and one begins that looks like the piece's first: up to its first colon. That
+    may have been inside of an event: whoever finds that all pieces are JSON knows that none was. Errors:
+    JsonSyntaxError when no place is found.
+    """
+    at = end_of_space(body)
+    in_array = body.startswith(b"[", at)
+    if in_array:
+        at = _end(_SPACE, body, at + 1)
+    while len(body) - at > PIECE_BYTES:
+        head = _HEAD.match(body, at)
+        if head is None:
+            raise JsonSyntaxError(f"no object begins at byte {at}")
+        place = re.compile(rb"\}" + _S + (rb"," if in_array else b"") + _S + rb"(?=" + re.escape(head[0]) + rb")")
+        cut = place.search(body, at + PIECE_BYTES, at + 4 * PIECE_BYTES)
+        if cut is None:
+            break
+        yield b"[" + body[at : cut.start() + 1] + b"]" if in_array else body[at : cut.start() + 1]
+        at = cut.end()
+    if len(body) - at > 4 * PIECE_BYTES:
+        raise JsonSyntaxError(f"no object ends near byte {at + PIECE_BYTES}")
+    yield b"[" + body[at:] if in_array else body[at:]
 
 
 def elements(body: bytes) -> Iterator[bytes | int]:
@@ -49,6 +84,9 @@ def elements(body: bytes) -> Iterator[bytes | int]:
         if tiny := _TINY_VALUES.match(body, at):
             yield _TINY_VALUE.subn(b"", tiny[0])[1]
             at = _end(_NOTHING, body, tiny.end())
+        elif arrays := _WORD_ARRAYS.match(body, at):
+            yield arrays[0].count(b"[") + arrays[0].count(b",")
+            at = _end(_NOTHING, body, arrays.end())
         elif body[at] != _ARRAY_BEGINS:
             end = _value_end(body, at)
             yield body[at:end]

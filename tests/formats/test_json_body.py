@@ -378,3 +378,45 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     assert_whole(decoded)
     for event in decoded.events:
         assert isinstance(json.loads(event.payload), dict)
+
+
+SEPARATORS = {"an array": (b"[", b",", b"]"), "lines": (b"", b"\n", b"\n"), "nothing between": (b"", b"", b""),
+              "spaces": (b" [ ", b" ,\r\n ", b" ] ")}  # fmt: skip
+
+
+@pytest.mark.parametrize("separator", SEPARATORS)
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"a":1}', b'{"a":"}{\\"eventName\\":1},{"}', b'{"a":[{"eventName":1},{"eventName":2}]}',
+        '{"a":"\u00e9"}'.encode(), b'{"eventDate":5}', b'{"a":"' + b"x" * 5000 + b'"}',
+        b'{"a":"' + b"{" * 300_000 + b'"}', b'{"a":{"b":{}},"c":[{}]}',
+    ],
+    ids=["small", "like an end", "nested alike", "not ASCII", "dated", "long", "longer than a piece", "deep"],
+)  # fmt: skip
+def test_a_large_body_gives_the_same_events_as_its_parts(separator: str, payload: bytes) -> None:
+    begin, between, end = SEPARATORS[separator]
+    plain = b'{"eventName":"N%d","payload":%s}'
+    swapped = b'{"payload":%s,"eventName":"N%d"}'
+    count = 1_300_000 // (len(payload) + 40) + 1
+    sent = [plain % (n % 50, payload) if n % 7 else swapped % (payload, n % 50) for n in range(count)]
+    decoded = decode_json(begin + between.join(sent) + end, Defaults(NOW_MS))
+
+    assert (decoded.failed, len(decoded.events)) == (0, count)
+    assert [event.name for event in decoded.events] == [f"N{n % 50}" for n in range(count)]
+    assert {event.payload for event in decoded.events} == {payload}
+    assert {event.time_ms for event in decoded.events} == {5 if b"Date" in payload else Defaults(NOW_MS).time_ms}
+
+
+@pytest.mark.parametrize(
+    ("bad", "failed"), [(b"5", 1), (b'{"eventName":"","payload":{}}', 1), (b'{"payload":[]}', 1), (b'{"payload":', 1)]
+)
+@pytest.mark.parametrize("at", [0, 10_000, 19_999])
+def test_one_bad_event_of_a_large_body_is_the_only_one_that_fails(bad: bytes, failed: int, at: int) -> None:
+    sent = [b'{"eventName":"N","payload":{"n":%d}}' % n for n in range(20_000)]
+    sent[at] = bad
+    decoded = decode_json(b"[" + b",".join(sent) + b"]", Defaults(NOW_MS))
+    good = [n for n in range(20_000) if n < at or (n > at and not bad.endswith(b":"))]
+
+    assert (decoded.failed, decoded.failures[0].at) == (failed, at)
+    assert [event.payload for event in decoded.events] == [b'{"n":%d}' % n for n in good]

@@ -8,6 +8,7 @@ who asks every 10 ms, had to wait. The body counts as large as it is uncompresse
 import argparse
 import gzip
 import http.client
+import json
 import re
 import struct
 import sys
@@ -63,7 +64,8 @@ def _event(size: int, **more: object) -> dict[str, object]:
 
 
 def _json(size: int, **more: object) -> Callable[[], bytes]:
-    return lambda: _filled(b"[", re.sub(rb"'", b'"', str(_event(size, **more)).encode()) + b",", b"{}]")
+    event = json.dumps(_event(size, **more)).encode()
+    return lambda: _filled(b"[", event + b",", event + b"]")
 
 
 def _packed(size: int) -> Callable[[], bytes]:
@@ -105,7 +107,7 @@ HONEST = {
     "json 10 kB": LargeBody(JSON, _json(10_000)),
     "json 240 B, dated": LargeBody(JSON, _json(240, eventDate=1230865445006)),
     "json 240 B, gzip": LargeBody(JSON, _compressed(_json(240)), _GZIP),
-    "json 240 B, NDJSON": LargeBody(JSON, lambda: _json(240)()[1:-3].replace(b"}},", b"}}\n")),
+    "json 240 B, NDJSON": LargeBody(JSON, lambda: _json(240)()[1:-1].replace(b"}},", b"}}\n")),
     "msgpack 60 B": LargeBody(MSGPACK, _packed(60)),
     "msgpack 240 B": LargeBody(MSGPACK, _packed(240)),
     "msgpack 10 kB": LargeBody(MSGPACK, _packed(10_000)),
