@@ -10,12 +10,12 @@ import itertools
 import re
 from array import array
 from collections.abc import Iterator, Mapping
-from functools import partial
 
 import msgspec
 
 NAME_MAX_BYTES = 255
 FAILURES_KEPT = 20  # where nobody asks for more; a hostile body can hold millions
+RUNS_LISTED = 1000
 FIELD_TYPES = ("bool", "byte", "i16", "i32", "i64", "double", "string")
 TIME_MIN_MS = -62_135_596_800_000  # 0001-01-01T00:00:00.000Z
 TIME_MAX_MS = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
@@ -106,7 +106,7 @@ class Decoded(msgspec.Struct):
     events: list[Event] = []
     failures: list[FormatError] = []
     failed: int = 0
-    runs: "array[int]" = msgspec.field(default_factory=partial(array, "Q"))  # a list takes 80 bytes for each run
+    runs: "list[int] | array[int]" = []
     kept: int = FAILURES_KEPT
 
     def fail(self, reason: str, at: int, count: int = 1) -> None:
@@ -148,7 +148,7 @@ class Decoded(msgspec.Struct):
         self.failed += len(found)
         self.failures = sorted([*self.failures, *found], key=lambda each: each.at)[: self.kept]
         runs = sorted([*_pairs(self.runs), *((each.at, 1) for each in found)])
-        self.runs = array("Q")
+        self.runs = []
         for first, count in runs:
             self._run(first, count)
 
@@ -157,10 +157,12 @@ class Decoded(msgspec.Struct):
         if runs and runs[-2] + runs[-1] == first:
             runs[-1] += count
         else:
+            if len(runs) == RUNS_LISTED:
+                self.runs = runs = array("Q", runs)  # a list takes 80 bytes for each run
             runs.extend((first, count))
 
 
-def _pairs(runs: "array[int]") -> Iterator[tuple[int, int]]:
+def _pairs(runs: "list[int] | array[int]") -> Iterator[tuple[int, int]]:
     return zip(runs[::2], runs[1::2], strict=True)
 
 

@@ -147,7 +147,7 @@ class _Reader:
         default_ms, granularity = defaults.time_ms, defaults.granularity
         sent_names = [envelope.eventName for envelope in envelopes]
         usable = {name: self._name(name) for name in set(sent_names)}
-        names = [usable[name] for name in sent_names]  # one str for all events that have it
+        names = list(map(usable.__getitem__, sent_names))  # one str for all events that have it
         payloads = [bytes(envelope.payload) for envelope in envelopes]
         if len(payloads) > _MANY and sum(map(len, payloads)) < len(payloads) * _SMALL_BYTES:
             known: dict[bytes, bytes] = {}
@@ -251,7 +251,8 @@ def _flatten(values: list[Raw]) -> Iterator[bytes]:
 def _envelope(element: bytes) -> _Envelope:
     """Take one element apart. Errors: JsonSyntaxError, or FormatError when it is JSON and no event."""
     try:
-        element.decode()
+        if not element.isascii():
+            element.decode()
         return _ENVELOPE.decode(element)
     except UnicodeDecodeError:
         raise FormatError("the event is not UTF-8") from None

@@ -36,6 +36,7 @@ _HEAD = re.compile(rb"\{[^:{}]{1,100}+:")
 _ARRAY_BEGINS = ord("[")
 
 PIECE_BYTES = 256 * 1024
+FEW_BYTES = 64  # for each object: then an event takes more of the body than of the memory
 
 
 class JsonSyntaxError(FormatError):
@@ -51,13 +52,14 @@ def pieces(body: bytes) -> Iterator[bytes]:
     """The body in pieces of PIECE_BYTES and a bit, each one array or a sequence of documents like the body itself.
 
     They are cut where an object ends and one begins that looks like the piece's first: up to its first colon. That
-    may have been inside of an event: whoever finds that all pieces are JSON knows that none was. Errors:
-    JsonSyntaxError when no place is found.
+    may have been inside of an event: whoever finds that all pieces are JSON knows that none was. What has no such place
+    and few objects is one piece, however large. Errors: JsonSyntaxError when there are many.
     """
     at = end_of_space(body)
     in_array = body.startswith(b"[", at)
     if in_array:
         at = _end(_SPACE, body, at + 1)
+    begin = at
     while len(body) - at > PIECE_BYTES:
         head = _HEAD.match(body, at)
         if head is None:
@@ -68,9 +70,13 @@ def pieces(body: bytes) -> Iterator[bytes]:
             break
         yield b"[" + body[at : cut.start() + 1] + b"]" if in_array else body[at : cut.start() + 1]
         at = cut.end()
-    if len(body) - at > 4 * PIECE_BYTES:
+    rest = len(body) - at
+    if rest > 4 * PIECE_BYTES and body.count(b"{", at) * FEW_BYTES > rest:
         raise JsonSyntaxError(f"no object ends near byte {at + PIECE_BYTES}")
-    yield b"[" + body[at:] if in_array else body[at:]
+    if at == begin:
+        yield body
+    else:
+        yield b"[" + body[at:] if in_array else body[at:]
 
 
 def elements(body: bytes) -> Iterator[bytes | int]:

@@ -3,8 +3,8 @@
 The payload is kept as the bytes that were sent. Its keys are text; of the extension types only the
 timestamp may be in it, and no number that JSON has none for.
 
-Two ways lead through a body, as in formats/json_body.py: all of it by one call of msgspec, which makes
-no room for more elements than the body has, or each event by itself.
+Two ways lead through a body, as in formats/json_body.py: pieces of it by one call of msgspec each, which makes
+no room for more elements than the piece has, or each event by itself.
 
 Why payloads are decoded and thrown away: msgspec's `Raw` only looks at lengths. A decoder for text
 keys and scalars checks the rest, in C, and costs 1 µs. What it cannot tell (binary values, timestamps,
@@ -17,6 +17,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from datetime import datetime
+from operator import sub
 from typing import Annotated, Any
 
 import msgpack
@@ -29,6 +30,7 @@ from formats.times import granularity_of, time_of
 DEPTH_MAX = 64  # levels of a payload; itself is the first
 CHECKED_AS_OBJECTS_BYTES = 256 * 1024  # an empty map is 1 byte, and 64 as an object
 SHORTEST_EVENT_BYTES = len(b"\x81\xa7payload\x80")
+PIECE_BYTES = 256 * 1024
 TIME_BYTES_MAX = 64  # of an eventDate or eventGranularity
 
 _MSGPACK = PayloadKind.MSGPACK  # an enum's attribute costs 0.2 µs
@@ -65,6 +67,14 @@ _FLOATS = {0xCA: struct.Struct(">xf"), 0xCB: struct.Struct(">xd")}
 _TINY_VALUES = re.compile(rb"[\x00-\x80\xa0\xc0\xc2\xc3\xe0-\xff]++")  # of one byte each; no events, no empty arrays
 _EMPTY_ARRAYS = re.compile(rb"\x90++")
 _TINY_ELEMENTS = re.compile(rb"[\x00-\x80\x90\xa0\xc0\xc2\xc3\xe0-\xff]++")
+SMALL_AT_ONCE = 10_000
+_WORD = rb"[\x00-\x80\xc0\xc2\xc3\xe0-\xff]"
+_SCALAR = rb"[\xcc\xd0].|[\xcd\xd1]..|[\xca\xce\xd2].{4}|[\xcb\xcf\xd3].{8}|\xa1.|\xa2..|\xa3...|\xa0|" + _WORD
+_SMALL = _SCALAR + rb"|\x91" + _WORD + rb"|\x81" + _WORD + rb"{2}|\x82" + _WORD + rb"{4}"
+_SMALL_VALUE = re.compile(rb"(?s:" + _SMALL + rb")")
+_SMALL_VALUES = re.compile(
+    rb"(?s:" + _SMALL + rb"){1,%d}+" % SMALL_AT_ONCE
+)  # values too small for events; arrays of one element
 _CONTAINER, _SIZED = -1, 0
 #: By a value's first byte: how many bytes it takes, or _CONTAINER, or _SIZED when a length follows.
 _WIDTHS = [1] * 256
@@ -88,31 +98,49 @@ def decode_msgpack(body: bytes, defaults: Defaults) -> Decoded:
     decoded = Decoded(kept=defaults.failures_kept)
     reader = _Reader(defaults)
     try:
-        whole = body if body[:1] and body[0] in _ARRAYS else _as_array(body)
-        decoded.events = [reader.event(envelope) for envelope in _ENVELOPES.decode(whole)]
+        if len(body) <= PIECE_BYTES and body[:1] and body[0] in _ARRAYS:
+            decoded.events = reader.events(body)
+        else:
+            for piece in _pieces(body):
+                decoded.events += reader.events(piece)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, FormatError):
+        decoded.events = []
         _decode_each(body, reader, decoded)
     return decoded
 
 
-def _as_array(body: bytes) -> bytes:
-    """Put the header of an array before values that follow one another.
+def _pieces(body: bytes) -> Iterator[bytes]:
+    """The values of one array, or those that follow one another, as arrays of PIECE_BYTES and a bit.
 
     Errors: FormatError when one is not complete, or too small to be an event.
     """
-    unpacker = msgpack.Unpacker(max_buffer_size=len(body))
-    unpacker.feed(body)
-    count = end = size = 0
+    is_array = body[:1] != b"" and body[0] in _ARRAYS
+    left, at = _children(body, 0) if is_array else (0, 0)
+    while at < len(body):
+        unpacker = msgpack.Unpacker(max_buffer_size=len(body))
+        unpacker.feed(body[at : at + PIECE_BYTES])
+        ends = [0]
+        try:
+            while ends[-1] < min(PIECE_BYTES, len(body) - at):
+                unpacker.skip()
+                ends.append(unpacker.tell())
+        except (ValueError, msgpack.UnpackException):
+            if len(ends) == 1:  # it is larger than what was fed
+                ends.append(_large_end(body, at) - at)
+        if min(map(sub, ends[1:], ends)) < SHORTEST_EVENT_BYTES:
+            raise FormatError(_NO_EVENT)
+        yield b"\xdd" + (len(ends) - 1).to_bytes(4, "big") + body[at : at + ends[-1]]
+        at += ends[-1]
+        left -= len(ends) - 1
+    if is_array and left:
+        raise FormatError("the array has another number of values than it says")
+
+
+def _large_end(body: bytes, at: int) -> int:
     try:
-        while end < len(body):
-            unpacker.skip()
-            size, end = unpacker.tell() - end, unpacker.tell()
-            if size < SHORTEST_EVENT_BYTES:
-                raise FormatError(_NO_EVENT)
-            count += 1
-    except (ValueError, msgpack.UnpackException):
-        raise FormatError("the values are not complete") from None
-    return b"\xdd" + count.to_bytes(4, "big") + body
+        return _value_end(body, at)
+    except _Truncated as exc:
+        raise FormatError(str(exc)) from None
 
 
 class _Reader:
@@ -120,7 +148,11 @@ class _Reader:
 
     def __init__(self, defaults: Defaults) -> None:
         self._defaults = defaults
-        self._names: set[str] = set()
+        self._names: dict[str, str] = {}
+
+    def events(self, array: bytes) -> list[Event]:
+        """Make the events of an array. Errors: FormatError, or what msgspec raises, when one is not as it should be."""
+        return [self.event(envelope) for envelope in _ENVELOPES.decode(array)]
 
     def event(self, envelope: _Envelope) -> Event:
         """Make the event. Errors: FormatError."""
@@ -130,8 +162,11 @@ class _Reader:
             if defaults.name is None:
                 raise FormatError("there is no eventName")
             name = defaults.name
-        elif name not in self._names:
-            self._names.add(check_name(name))
+        else:
+            known = self._names.get(name)  # one str for all events that have it
+            if known is None:
+                known = self._names[name] = check_name(name)
+            name = known
         payload = bytes(envelope.payload)
         date, granularity = _checked(payload)
         return Event(
@@ -255,6 +290,10 @@ def _elements(body: bytes) -> Iterator[bytes | int]:
             yield len(tiny[0])
             at = tiny.end()
             continue
+        if small := _SMALL_VALUES.match(body, at):
+            yield _SMALL_VALUE.subn(b"", small[0])[1]
+            at = small.end()
+            continue
         if body[at] not in _ARRAYS:
             end = _value_end(body, at)
             yield body[at:end]
@@ -269,6 +308,11 @@ def _elements(body: bytes) -> Iterator[bytes | int]:
                 yield len(tiny[0])
                 left -= len(tiny[0])
                 at = tiny.end()
+            elif left > SMALL_AT_ONCE and (small := _SMALL_VALUES.match(body, at)):
+                count = _SMALL_VALUE.subn(b"", small[0])[1]
+                yield count
+                left -= count
+                at = small.end()
             else:
                 end = _value_end(body, at)
                 yield body[at:end]

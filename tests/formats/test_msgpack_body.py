@@ -320,3 +320,32 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     assert_whole(decoded)
     for event in decoded.events:
         assert storable(msgpack.unpackb(event.payload, timestamp=3))
+
+
+@pytest.mark.parametrize("in_array", [True, False])
+@pytest.mark.parametrize("size", [1, 5000, 400_000], ids=["small", "long", "longer than a piece"])
+def test_a_large_body_gives_the_same_events_as_its_parts(in_array: bool, size: int) -> None:
+    count = 1_300_000 // (size + 30) + 1
+    sent = [{"eventName": f"N{n % 50}", "payload": {"n": n, "x": "x" * size}} for n in range(count)]
+    body = msgpack.packb(sent) if in_array else b"".join(map(msgpack.packb, sent))
+    decoded = decode_msgpack(body, Defaults(5))
+
+    assert decoded.failed == 0
+    assert [event.name for event in decoded.events] == [each["eventName"] for each in sent]
+    assert [msgpack.unpackb(event.payload) for event in decoded.events] == [each["payload"] for each in sent]
+    announced = b"\xdd" + (count + 1).to_bytes(4, "big") + b"".join(map(msgpack.packb, sent))
+    assert decode_msgpack(announced, Defaults(5)).failed == 1
+
+
+@pytest.mark.parametrize(
+    "unit", [b"\xcc\x01", b"\x81\x01\x01", b"\xa1x", b"\xcb" + bytes(8), b"\x82\1\1\1\1", b"\x91\x01"]
+)
+def test_values_too_small_for_events_are_all_counted(unit: bytes) -> None:
+    count = 25_000
+    good = msgpack.packb({"eventName": "Good", "payload": {}})
+    for body in (unit * count + good, b"\xdd" + (count + 1).to_bytes(4, "big") + unit * count + good):
+        decoded = decode_msgpack(body, Defaults(5))
+
+        assert decoded.failed == count
+        assert len(decoded.events) == 1
+        assert next(decoded.positions()) == count
