@@ -574,7 +574,7 @@ _INTEGERS = st.integers(-20, 20) | st.integers(-(2**70), 2**70) | st.integers(-(
 _DECIMALS = st.builds(
     lambda number, exponent: Decimal((int(number < 0), tuple(map(int, str(abs(number)))), exponent)),
     st.integers(-(2**200), 2**200),
-    st.integers(-50, 50) | st.integers(-(2**31), 2**31 - 1),
+    st.integers(-50, 50) | st.integers(-(2**31) + 1, 2**31 - 1),
 )
 _SCALARS = (
     st.none()
