@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slow
 CORPUS = Path(__file__).parents[1] / "vectors" / "corpus"
 EVENT = b'{"eventName":"Storm","payload":{"padding":"%s"}}' % (b"x" * 500)
 REQUEST = (
-    b"POST /rest/1.0/event HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
-    % (len(EVENT), EVENT)
+    b"POST /rest/1.0/event HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(EVENT), EVENT)
 )
 
 
