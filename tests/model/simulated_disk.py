@@ -9,6 +9,7 @@ before it). At most: everything. In between it is the caller's dice.
 """
 
 import errno
+import gc
 import os
 import random
 import shutil
@@ -74,6 +75,7 @@ class Disk:
 
         Errors: Killed, its descriptors being closed.
         """
+        gc.collect()  # what the dead left behind closes its descriptors, whose numbers nobody may have by then
         before = _descriptors()
         self._dead, self._left = False, dies_after
         self._failing = {each.call: (each, 0) for each in failing}

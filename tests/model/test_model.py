@@ -10,6 +10,7 @@ Some seconds of it, always the same, run with all tests. Other examples, for as 
 Not in it: import, replays from one forwarder's quarantine to another, samples, optional forwarders, damaged bytes.
 """
 
+import gc
 import itertools
 import logging
 import os
@@ -53,11 +54,17 @@ writing = rule(
 forwarding = rule(name=names, dies_after=deaths, script=st.lists(answers, max_size=3), steps=st.integers(1, 4))
 
 
+def _set_log_level(level: int) -> None:
+    for name in ("spool", "forwarders"):
+        logging.getLogger(name).setLevel(level)
+
+
 class SpoolMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        logging.getLogger("spool").setLevel(logging.CRITICAL)
-        logging.getLogger("forwarders").setLevel(logging.CRITICAL)
+        _set_log_level(logging.CRITICAL)
+        gc.disable()  # `Disk.process` says when; of what other tests left nothing is looked at, which saves most of it
+        gc.freeze()
         memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.place = tempfile.TemporaryDirectory(dir=memory)
         self.world = World(Path(self.place.name))
@@ -237,6 +244,9 @@ class SpoolMachine(RuleBasedStateMachine):
         finally:
             self.world.kill_all()
             self.place.cleanup()
+            gc.unfreeze()
+            gc.enable()
+            _set_log_level(logging.NOTSET)
 
     def drain(self) -> None:
         """Stop the writers, let the flusher and all destinations work until nothing is left to do."""
