@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/env -S sh -c '"${0%/*}/environment" && exec "${0%/*}/../.venv/bin/python" "$0" "$@"'
 """How a long backlog and a large quarantine weigh: start and memory of a flusher, and the rate of a replay.
 
     scripts/backlog.py segments [--count 50000]   a spool with so many sealed segments: seconds until the flusher has

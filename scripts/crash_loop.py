@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/env -S sh -c '"${0%/*}/environment" && exec "${0%/*}/../.venv/bin/python" "$0" "$@"'
 """Load a collector, kill it or cut its power, again and again, and count what was lost: it must be nothing.
 
 Clients send numbered events and note which of them were answered 202. Meanwhile, at random moments:

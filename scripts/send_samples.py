@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/env -S sh -c '"${0%/*}/environment" && exec "${0%/*}/../.venv/bin/python" "$0" "$@"'
 """Send sample events to a running collector through every HTTP door, and say what it answers.
 
     scripts/send_samples.py [--url http://127.0.0.1:8080] [--count 10]

@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/env -S sh -c '"${0%/*}/environment" && exec "${0%/*}/../.venv/bin/python" "$0" "$@"'
 """Send messages to a Scribe listener and print what it answers.
 
     scripts/send_scribe.py                                20 calls, each of one message "hello", "<now>:world"
