@@ -36,7 +36,7 @@ def test_a_call_that_fails_once_costs_the_requests_that_waited_for_it_and_nothin
     """Others get 202, the worker lives, and a descriptor that could not be synced is left alone."""
     call = fault.partition(":")[0]
     failures = 0
-    with quick(tmp_path, spool={"segment_max_age_s": 1.0}) as collector, Load(collector.port, clients=4) as load:
+    with quick(tmp_path, spool={"segment_max_age_s": 5.0}) as collector, Load(collector.port, clients=4) as load:
         worker = worker_of(collector)
         for again in range(10 if full else 1):
             if again:
