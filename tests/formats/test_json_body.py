@@ -191,6 +191,17 @@ def test_a_payload_has_at_most_64_levels_whatever_its_texts_hold(opening: str, c
         assert (len(decoded.events), decoded.failed) == (accepted, 1 - accepted)
 
 
+@pytest.mark.parametrize("before", [0, 65_470, 65_500, 65_536, 131_000])
+@pytest.mark.parametrize(("levels", "accepted"), [(63, 1), (64, 0)])
+def test_levels_are_counted_over_any_number_of_brackets(before: int, levels: int, accepted: int) -> None:
+    body = b'{"eventName": "A", "payload": {"a": [%s0], "b": %s}}' % (
+        b"[]," * (before // 2),
+        b"[" * levels + b"]" * levels,
+    )
+
+    assert len(decode_json(body, NOW).events) == accepted
+
+
 def test_brackets_in_texts_are_no_levels() -> None:
     payload = b'{"a":"' + b"[{" * 100 + b'\\"[[","b\\\\":"[","' + b"]" * 9 + b'":[[],{}]}'
 
