@@ -1,0 +1,289 @@
+"""The spool does what a few sets of numbers say it does, whatever happens to it in whatever order.
+
+What must hold after each step: every event that was answered, and is owed to a forwarder, has arrived, is in its
+quarantine or is on the way; what a power cut may cost is what was answered without a sync; an event keeps its id and
+its bytes; the accounts of every forwarder add up. In the end everything has arrived.
+
+Some seconds of it, always the same, run with all tests. Other examples, for as long as one likes:
+``HYPOTHESIS_PROFILE=long pytest tests/model/spool_machine.py``. What it finds becomes a plain test.
+
+Not in it: import, replays from one forwarder's quarantine to another, samples, optional forwarders, damaged bytes.
+"""
+
+import gc
+import itertools
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from forwarders.flush_settings import Names
+from forwarders.replay import Replay, Wanted
+from forwarders.skipping import Choice
+from spool.cipher import Keyring
+from spool.forget import forget
+from spool.quarantine import Quarantine
+from spool.switch import Switch
+from tests.model.simulated_disk import FAULTS, Failing
+from tests.model.world import FlusherProcess, World
+from tests.spool.keys import key_line, write_keys
+
+LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
+FORWARDERS = ["first", "picky", "late"]
+
+writers = st.integers(0, 1)
+deaths = st.one_of(st.none(), st.none(), st.none(), st.integers(0, 60))
+faults = st.one_of(st.just(()), st.just(()), st.just(()), st.sampled_from(FAULTS))
+names = st.sampled_from(FORWARDERS)
+answers = st.sampled_from(["takes", "takes", "unavailable", "bug", "dies before", "dies after"])
+events = st.tuples(st.integers(0, 300), st.sampled_from([(False, False), (False, False), (True, False), (False, True)]))
+
+
+writing = rule(
+    which=writers,
+    records=st.lists(st.lists(events, min_size=1, max_size=4), min_size=1, max_size=4),
+    sync=st.booleans(),
+    dies_after=deaths,
+    failing=faults,
+)
+forwarding = rule(name=names, dies_after=deaths, script=st.lists(answers, max_size=3), steps=st.integers(1, 4))
+
+
+def _set_log_level(level: int) -> None:
+    for name in ("spool", "forwarders"):
+        logging.getLogger(name).setLevel(level)
+
+
+class SpoolMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        _set_log_level(logging.CRITICAL)
+        gc.disable()  # `Disk.process` says when; of what other tests left nothing is looked at, which saves most of it
+        gc.freeze()
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        self.place = tempfile.TemporaryDirectory(dir=memory)
+        self.world = World(Path(self.place.name))
+        self.keys: list[str] = []
+        self.world.as_flusher(lambda flusher: None)
+
+    # The way in
+
+    def _write(
+        self,
+        which: int,
+        records: list[list[tuple[int, tuple[bool, bool]]]],
+        sync: bool,
+        dies_after: int | None,
+        failing: tuple[Failing, ...],
+    ) -> None:
+        made = [
+            [self.world.new_event(size, unwanted=unwanted, aside=aside) for size, (unwanted, aside) in each]
+            for each in records
+        ]
+        self.world.write(which, made, sync=sync, dies_after=dies_after, failing=failing)
+
+    write = writing(_write)
+    write_more = writing(_write)  # as rules are chosen evenly
+    write_still_more = writing(_write)
+
+    @rule(which=writers, dies_after=deaths, failing=faults, seconds=st.sampled_from([0.0, 0.3, 2.5]))
+    def maintain(self, which: int, dies_after: int | None, failing: tuple[Failing, ...], seconds: float) -> None:
+        self.world.clock.now += seconds
+        self.world.as_writer(which, self.world.writer(which).writer.maintain, dies_after=dies_after, failing=failing)
+
+    @rule(which=writers, dies_after=deaths, failing=faults)
+    def sync(self, which: int, dies_after: int | None, failing: tuple[Failing, ...]) -> None:
+        self.world.as_writer(which, self.world.writer(which).writer.sync, dies_after=dies_after, failing=failing)
+
+    @rule(which=writers, dies_after=deaths)
+    def close(self, which: int, dies_after: int | None) -> None:
+        self.world.close_writer(which, dies_after=dies_after)
+
+    # Deaths
+
+    @rule(which=writers)
+    def kill_writer(self, which: int) -> None:
+        self.world.kill_writer(which)
+
+    @rule()
+    def kill_flusher(self) -> None:
+        self.world.kill_flusher()
+
+    @rule(seed=st.one_of(st.just(0), st.integers(1, 2**32)))
+    def cut_power(self, seed: int) -> None:
+        self.world.cut_power(seed)
+
+    # The way out
+
+    @rule(dies_after=deaths, seconds=st.sampled_from([0.0, 0.2, 6.0, 70.0]))
+    def tick(self, dies_after: int | None, seconds: float) -> None:
+        self.world.clock.now += seconds
+        self.world.as_flusher(lambda flusher: flusher.flusher._tick(), dies_after=dies_after)
+
+    def _forward(self, name: str, dies_after: int | None, script: list[str], steps: int) -> None:
+        def work(flusher: FlusherProcess) -> None:
+            lane = flusher.lanes.get(name)
+            if lane is None:
+                return
+            self.world.destinations[name].script = script
+            for _ in range(steps):
+                self.world.clock.now += min(2.0, lane.step())
+
+        self.world.as_flusher(work, dies_after=dies_after)
+        for each in self.world.destinations.values():
+            each.script = []
+
+    forward = forwarding(_forward)
+    forward_more = forwarding(_forward)
+
+    @rule()
+    def stop_flusher(self) -> None:
+        self.world.stop_flusher()
+
+    # People
+
+    @rule(wanted=st.lists(names, min_size=1, unique=True), retains=st.booleans())
+    def configure(self, wanted: list[str], retains: bool) -> None:
+        self.world.configure(wanted)
+        self.world.retains = retains
+
+    @precondition(lambda self: not self.world.flusher)
+    @rule(name=names, dies_after=deaths)
+    def forget(self, name: str, dies_after: int | None) -> None:
+        world = self.world
+        if name in world.configured or name not in world.directory.queues():
+            return
+        world.as_person(lambda: forget(world.directory, name), dies_after=dies_after)
+        if name not in world.directory.queues():
+            world.expected.pop(name, None)
+        else:
+            world.excused.setdefault(name, set()).update(world.queued(name))
+
+    @rule(name=names)
+    def pause_or_resume(self, name: str) -> None:
+        world = self.world
+        if name in world.directory.queues():
+            switch = Switch.forwarder(world.directory, name)
+            world.as_person(lambda: switch.turn_on() or switch.turn_off("a person wants that"))
+
+    @rule(name=names, segments=st.integers(1, 2), dies_after=deaths)
+    def skip(self, name: str, segments: int, dies_after: int | None) -> None:
+        before: set[int] = set()
+
+        def work(flusher: FlusherProcess) -> None:
+            if name in flusher.lanes:
+                before.update(self.world.queued(name))
+                flusher.lanes[name].drop(Choice(segments=segments))
+
+        self.world.as_flusher(work, dies_after=dies_after)
+        left = self.world.queued(name)
+        self.world.excused.setdefault(name, set()).update(before if self.world.flusher is None else before - left)
+
+    @rule(which=st.integers(0, 5), dies_after=deaths)
+    def replay_quarantine(self, which: int, dies_after: int | None) -> None:
+        world = self.world
+        quarantine = Quarantine(world.directory)
+        items = [each for each in quarantine.items() if each.kind == "events"]
+        if not items:
+            return
+        item = items[which % len(items)]
+        if item.owner not in world.directory.queues():
+            return
+        world.released.setdefault(item.owner, set()).update(world.events_of(item))
+        if item.owner in world.destinations:
+            world.destinations[item.owner].in_order = False
+        world.as_person(lambda: quarantine.replay(item), dies_after=dies_after)
+
+    @rule(which=st.integers(0, 5), dies_after=deaths)
+    def drop_quarantine(self, which: int, dies_after: int | None) -> None:
+        world = self.world
+        quarantine = Quarantine(world.directory)
+        items = [each for each in quarantine.items() if each.kind == "events"]
+        if items:
+            item = items[which % len(items)]
+            world.excused.setdefault(item.owner, set()).update(world.events_of(item))
+            world.as_person(lambda: quarantine.drop(item), dies_after=dies_after)
+
+    @rule(name=names, dies_after=deaths)
+    def replay_the_past(self, name: str, dies_after: int | None) -> None:
+        world = self.world
+        if name not in world.directory.queues():
+            return
+        if name in world.destinations:
+            world.destinations[name].in_order = False
+
+        def replay() -> None:
+            one = Replay(world.directory, name, Wanted(), names=Names(["*"]), wall_ns=world._wall)
+            one.run(one.sources())
+
+        world.as_person(replay, dies_after=dies_after)
+
+    @rule()
+    def new_key(self) -> None:
+        self.keys.insert(0, key_line(f"key{len(self.keys)}"))
+        path = write_keys(Path(self.place.name) / "keys", *self.keys)
+        self.world.reopen(keys=Keyring.read(path))
+
+    # What must hold
+
+    @invariant()
+    def nothing_is_lost_and_everything_accounted_for(self) -> None:
+        self.world.check_nothing_is_lost()
+        self.world.check_audit()
+
+    def teardown(self) -> None:
+        try:
+            self.drain()
+            self.world.check_everything_arrived()
+            self.world.check_audit()
+        finally:
+            self.world.kill_all()
+            self.place.cleanup()
+            gc.unfreeze()
+            gc.enable()
+            _set_log_level(logging.NOTSET)
+
+    def drain(self) -> None:
+        """Stop the writers, let the flusher and all destinations work until nothing is left to do."""
+        world = self.world
+        for which in list(world.writers):
+            world.close_writer(which)
+        for name in world.directory.queues():
+            switch = Switch.forwarder(world.directory, name)
+            world.as_person(switch.turn_on)
+
+        def work(flusher: FlusherProcess) -> None:
+            world.clock.now += 6
+            flusher.flusher._tick()
+            for lane in flusher.lanes.values():
+                for _ in itertools.takewhile(lambda wait: wait <= 0, (lane.step() for _ in range(200))):
+                    pass
+
+        for _ in range(100):
+            world.as_flusher(work)
+            assert world.flusher is not None
+            world.clock.now += 30
+            places = [world.directory.opened, world.directory.sealed]
+            places += [world.directory.queue_root / name for name in world.configured]
+            if not any(each.suffix in (".seg", ".open") for place in places for each in place.iterdir()):
+                break
+        else:
+            raise AssertionError("it does not come to an end")
+
+
+pytestmark = pytest.mark.timeout(0 if LONG else 600)  # finding the smallest example takes minutes
+TestSpool = SpoolMachine.TestCase
+TestSpool.settings = settings(
+    max_examples=2000 if LONG else 25,
+    stateful_step_count=80 if LONG else 40,
+    derandomize=not LONG,
+    deadline=None,
+    print_blob=True,
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+)
