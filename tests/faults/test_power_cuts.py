@@ -1,9 +1,5 @@
 """The power of a running collector's disk is cut: FS_IOC_SHUTDOWN, as in tests/spool/test_power_cut.py."""
 
-import fcntl
-import os
-import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,22 +8,9 @@ import pytest
 from tests.faults.injection import kill_everything, make_filesystem, mounted, needs_root
 from tests.faults.load import Load, archived, assert_delivered, quick
 from tests.services.child import wait_until
+from tests.services.power import cut_power
 
 pytestmark = [pytest.mark.slow, needs_root]
-
-FS_IOC_SHUTDOWN = 0x8004587D
-WITHOUT_FLUSHING_THE_JOURNAL = 2
-
-
-def cut_power(place: Path) -> float:
-    """Nothing reaches the disk from now on; returns when that began."""
-    descriptor = os.open(place, os.O_RDONLY)
-    try:
-        began = time.monotonic()
-        fcntl.ioctl(descriptor, FS_IOC_SHUTDOWN, struct.pack("I", WITHOUT_FLUSHING_THE_JOURNAL))
-        return began
-    finally:
-        os.close(descriptor)
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])

@@ -4,11 +4,8 @@ The power is cut by FS_IOC_SHUTDOWN on a filesystem of its own: from then on not
 plug is pulled, and what had not reached it is forgotten. Mounting it again replays the journal.
 """
 
-import fcntl
-import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -19,9 +16,7 @@ import pytest
 from plain import ROOT, mounted, needs_root, open_files, payloads, read_plain, sealed_files
 
 from spool.directory import SpoolDirectory
-
-FS_IOC_SHUTDOWN = 0x8004587D
-WITHOUT_FLUSHING_THE_JOURNAL = 2
+from tests.services.power import cut_power
 
 pytestmark = needs_root
 
@@ -98,14 +93,3 @@ def test_a_power_cut_loses_nothing_that_was_synced(image: Path, kind: str, tmp_p
     assert acknowledged - stored.keys() == set()
     assert all(payload == b"%d " % n + bytes([n % 256]) * (n * 7919 % 3000) for n, payload in stored.items())
     assert twice == set()
-
-
-def cut_power(mountpoint: Path) -> float:
-    """Cut it; returns when that began: what was acknowledged later may have been acknowledged after the cut."""
-    descriptor = os.open(mountpoint, os.O_RDONLY)
-    try:
-        began = time.monotonic()
-        fcntl.ioctl(descriptor, FS_IOC_SHUTDOWN, struct.pack("I", WITHOUT_FLUSHING_THE_JOURNAL))
-        return began
-    finally:
-        os.close(descriptor)
