@@ -22,11 +22,8 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -34,8 +31,10 @@ from msgspec import Meta
 from formats.event import Event
 from formats.event_json import EventJson
 from forwarders.contract import Refused, Unavailable
-from forwarders.influx_endpoint import NoReply, Reply, WriteEndpoint
+from forwarders.http_endpoint import NoReply, Reply, check_url, retry_after_s
+from forwarders.influx_endpoint import WriteEndpoint
 from forwarders.line_protocol import EventMapping, LineShaper
+from forwarders.secrets import read_secret
 
 POINTS_PER_REQUEST: Final = 5000
 HOUR_NS: Final = 3600 * 10**9
@@ -74,9 +73,7 @@ class Settings:
     events: dict[str, EventMapping] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-            raise ValueError("url: expected http[s]://host:port, with the token in token_file")
+        check_url(self.url, "the token in token_file")
 
 
 class Rejection(NamedTuple):
@@ -226,7 +223,7 @@ def judge(reply: Reply) -> Rejection | None:
         reason = f"influxdb: answers {status} instead of 204: is this the write endpoint?"
     elif 300 <= status < 400:
         reason = f"influxdb: answers with a redirect ({status}), which is not followed: is the url right?"
-    raise Unavailable(reason, _retry_after_s(reply.retry_after))
+    raise Unavailable(reason, retry_after_s(reply.retry_after))
 
 
 def _message(text: str) -> str:
@@ -238,17 +235,6 @@ def _message(text: str) -> str:
         pass  # 1.x proxies answer with HTML or plain text
     text = " ".join(_QUOTED_LINE.sub("unable to parse a line", text).split())
     return text[:REASON_MAX_CHARS]
-
-
-def _retry_after_s(value: str) -> float | None:
-    """Seconds, or a date of HTTP, as seconds from now; None when it is neither."""
-    if value.isascii() and value.isdigit():
-        return float(value)
-    try:
-        moment = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds()) if moment.tzinfo else None
 
 
 def _shape(point: Point) -> str:
@@ -267,11 +253,7 @@ def from_settings(settings: Settings, *, name: str, to_json: EventJson, instance
 
     Errors: OSError for a file that cannot be read, ValueError for one that does not hold a token.
     """
-    token = ""
-    if settings.token_file is not None:
-        token = settings.token_file.read_text().strip()
-        if not token or not token.isascii() or not token.isprintable():
-            raise ValueError(f"{settings.token_file}: expected a token: one line of ASCII")
+    token = read_secret(settings.token_file, "a token") if settings.token_file else ""
     endpoint = WriteEndpoint(settings.url, settings.org, settings.bucket, token, settings.ca_file, settings.gzip)
     shaper = LineShaper(settings.measurement, settings.events)
     return InfluxForwarder(name, endpoint, settings.timeout_s, shaper, to_json)

@@ -41,7 +41,7 @@ KNOWN_TO = {
     "pymongo": ["forwarders/mongodb.py"],
     "rich": ["collector/cli_output.py"],
     "thriftpy2": ["collector/scribe_service.py"],
-    "urllib3": ["forwarders/influx_endpoint.py"],
+    "urllib3": ["forwarders/http_endpoint.py"],
     "uvloop": ["collector/listen.py", "collector/worker.py"],
     "zstandard": [
         "collector/erase_archive.py",
