@@ -40,6 +40,7 @@ batch_max_age_s = 5
 
 #: Which module forwards to a type of destination, and the extra that brings its client library.
 FORWARDER_MODULES = {
+    "amplitude": ("forwarders.amplitude", "amplitude"),
     "archive": ("forwarders.archive", "archive"),
     "influxdb": ("forwarders.influxdb", "influxdb"),
     "mongodb": ("forwarders.mongodb", "mongodb"),

@@ -16,6 +16,7 @@ from collector.tables import Reader, Value, redact
 from forwarders.flush_settings import FlushSettings
 
 ETC = Path(__file__).parents[2] / "etc"
+TYPES = " or ".join(f'"{name}"' for name in FORWARDER_MODULES)
 
 
 def write(tmp_path: Path, text: str, mode: int = 0o640) -> Path:
@@ -182,11 +183,11 @@ def test_every_error_is_listed_with_its_file_and_path(tmp_path: Path) -> None:
         ("forwarders.archive.names = []", 'forwarders.archive.names = []: expected at least one pattern, such as "*"'),
         (
             'forwarders.files.path = "x"',
-            'forwarders.files.type = "files": expected "archive" or "influxdb" or "mongodb" or "rabbitmq"',
+            f'forwarders.files.type = "files": expected {TYPES}',
         ),
         (
             "forwarders.files.type = [1]",
-            'forwarders.files.type = [1]: expected "archive" or "influxdb" or "mongodb" or "rabbitmq"',
+            f"forwarders.files.type = [1]: expected {TYPES}",
         ),
         ("forwarders.spool = {}", "forwarders.spool: expected a name of a-z, 0-9, _ and -, other than spool"),
         ("forwarders = 3", "forwarders = 3: expected a table"),
