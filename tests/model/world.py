@@ -245,7 +245,7 @@ class World:
         one = self.writer(which)
         self.as_writer(which, one.writer.close, dies_after=dies_after, failing=())
         if which in self.writers:
-            self._lose_writer(which)
+            self.kill_writer(which)  # what it did not close ends with it
 
     def kill_writer(self, which: int) -> None:
         self.disk.bury(self.writer(which).process)
@@ -310,7 +310,9 @@ class World:
                     lane.close()
                 flusher.locked.close()
 
+            process = self.flusher.process
             self.as_flusher(stop)
+            self.disk.bury(process)  # it has ended
             self.flusher = None
 
     def kill_flusher(self) -> None:
