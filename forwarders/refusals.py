@@ -1,6 +1,7 @@
 """What a destination does not get, for good: events into the quarantine of their forwarder, under their own ids."""
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from formats.envelope import encode_envelope, parse_event_id
@@ -31,35 +32,45 @@ class Refusals:
 
     def keep(self, batch: Batch, delivery: Delivery) -> None:
         """Keep the events that the destination refused, those that the forwarder fails on, and those set aside."""
-        self._keep_events(batch, delivery.events, delivery.refused, "the destination refused it")
-        self._keep_events(batch, delivery.events, delivery.failed, "the forwarder failed on it alone")
+        elsewhere: Counter[str] = Counter()
+        self._keep_events(batch, delivery.events, delivery.refused, "the destination refused it", elsewhere)
+        self._keep_events(batch, delivery.events, delivery.failed, "the forwarder failed on it alone", elsewhere)
         for segment, events in batch.set_aside.items():
-            self._add(segment, [_alone(each) for each in events], "set aside at the door", events[0].set_aside)
+            refused = [_alone(each) for each in events]
+            elsewhere[segment] += self._add(segment, refused, "set aside at the door", events[0].set_aside)
+        for segment, count in elsewhere.items():  # not before all is kept: until then it may be done again
+            batch.tell(segment, Outcome(quarantined=-count, skipped=count))
 
     def condemn(self, batch: Batch, piece: Piece, reason: str) -> None:
         """Keep a record whole and undecoded, because processes die of it, and take it out of the batch."""
         record = piece.record
         origin = record.origin or Origin(record.uuid, record.offset)
         refused = RefusedRecord(origin, record.payload, record.event_count, record.received_ns)
-        self._add(piece.segment, [refused], "processes die of it", reason)
-        batch.tell(piece.segment, Outcome(quarantined=record.event_count - piece.start))
+        count = record.event_count - piece.start
+        elsewhere = min(count, self._add(piece.segment, [refused], "processes die of it", reason))
+        batch.tell(piece.segment, Outcome(quarantined=count - elsewhere, skipped=elsewhere))
         batch.remove(piece)
 
-    def _keep_events(self, batch: Batch, events: Sequence[Event], errors: Mapping[int, str], reason: str) -> None:
+    def _keep_events(
+        self, batch: Batch, events: Sequence[Event], errors: Mapping[int, str], reason: str, elsewhere: Counter[str]
+    ) -> None:
         ends = [end for end, _ in batch.ends]
         by_segment: dict[str, list[int]] = {}
         for position in sorted(errors):
             by_segment.setdefault(batch.ends[bisect_right(ends, position)][1], []).append(position)
         for segment, positions in by_segment.items():
-            self._add(segment, [_alone(events[each]) for each in positions], reason, errors[positions[0]])
+            refused = [_alone(events[each]) for each in positions]
+            elsewhere[segment] += self._add(segment, refused, reason, errors[positions[0]])
 
-    def _add(self, segment: str, refused: Sequence[RefusedRecord], reason: str, error: str) -> None:
+    def _add(self, segment: str, refused: Sequence[RefusedRecord], reason: str, error: str) -> int:
+        """Returns how many are there already, and are in the account of another segment than this one."""
         try:
             kept = self._quarantine.add_events(self._forwarder, segment, refused, reason=reason, error=error)
         except (OSError, SpoolError) as exc:
             raise CannotQuarantine(f"quarantine cannot be written: {exc}") from exc
-        self._counters.add("quarantined_events_total", kept)
-        self.kept += kept
+        self._counters.add("quarantined_events_total", kept.new)
+        self.kept += kept.new
+        return kept.elsewhere
 
 
 def _alone(event: Event) -> RefusedRecord:

@@ -3,14 +3,30 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from spool.item import EVENTS_SUFFIX, EventKey, ItemName, RefusedRecord, event_keys
+from spool.item import (
+    DESCRIPTION_SUFFIX,
+    EVENTS_SUFFIX,
+    EventKey,
+    ItemName,
+    RefusedRecord,
+    event_keys,
+    read_description,
+    stem_of,
+)
 from spool.key_name import KeyMissing
 from spool.reader import Record, SegmentReader, SegmentUnreadable
 
 if TYPE_CHECKING:
     from spool.cipher import Keyring
+
+
+class Known(NamedTuple):
+    """In which item an event is, and whether it ``came`` with the segment that was asked about, not with another."""
+
+    item: str
+    came: bool
 
 
 class KnownEvents:
@@ -35,21 +51,25 @@ class KnownEvents:
         if parsed:
             self._names.setdefault(parsed.segment, []).append(name)
 
-    def items_of(self, stem: str, refused: Sequence[RefusedRecord], *, besides: str | None) -> dict[EventKey, str]:
-        """Which events around ``refused`` are here, and in which item; the item ``besides`` is on its way out."""
+    def items_of(self, segment: str, refused: Sequence[RefusedRecord], *, besides: str | None) -> dict[EventKey, Known]:
+        """Which events around ``refused`` are here, while ``segment`` (the name in the queue) is being sent; the item
+        ``besides`` is on its way out."""
         first = min(record.origin.offset for record in refused)
         last = max(record.origin.offset for record in refused)
-        names = self._names.get(stem, [])
-        found: dict[EventKey, str] = {}
+        names = self._names.get(stem_of(segment), [])
+        found: dict[EventKey, Known] = {}
         for name in list(names):
             parsed = ItemName.parse(name)
             if name == besides or parsed is None or parsed.last < first or parsed.first > last:
                 continue
+            described = read_description(self._place / (name + DESCRIPTION_SUFFIX), self._keyring)
+            known = Known(name, described.segment in ("", segment))
             try:
                 with SegmentReader(self._place / (name + EVENTS_SUFFIX), self._keyring) as reader:
                     for part in reader.records():
                         if isinstance(part, Record) and part.origin:
-                            found.update(dict.fromkeys(event_keys(part.origin, part.event_count), name))
+                            keys = event_keys(part.origin, part.event_count)
+                            found.update((key, known) for key in keys if known.came or key not in found)
             except FileNotFoundError:
                 names.remove(name)  # dropped by a person, or its replay is done
             except (SegmentUnreadable, KeyMissing):

@@ -10,7 +10,7 @@ A row is 80 bytes, little-endian:
     events       i64      events of the segment, as its seal says
     forwarded    i64      with the destination
     quarantined  i64      put into quarantine; negative: taken out of it again
-    skipped      i64      not wanted: the forwarder's names, sample or limits
+    skipped      i64      not wanted: the forwarder's names, sample or limits; or in its quarantine by another segment
     dropped      i64      given up by a person
     damaged      i64      cannot be read
 

@@ -21,7 +21,8 @@ A *replay* is a hard link in a queue, ``0~OWNER~ITEM.seg``: it sorts before all 
 always is a next one. The item stays here until the queue is finished with the link.
 
 Events are known by where they were first accepted. A batch that is repeated after a crash, cut differently or not,
-is refused again and finds its events here.
+is refused again and finds its events here. So does one that came another way: by a replay of what another forwarder
+had refused, or of the past. It is here once, and the description's ``segment`` says in whose account (`spool.ledger`).
 """
 
 import contextlib
@@ -34,7 +35,7 @@ import uuid as uuids
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from spool import box, drafts
 from spool.ballast import Ballast
@@ -66,7 +67,7 @@ from spool.reader import Damage, Record, SegmentReader, SegmentUnreadable
 from spool.seal import read_seal
 from spool.segment import encode_segment
 
-__all__ = ["Item", "Quarantine", "QuarantineError", "RefusedRecord"]
+__all__ = ["Item", "Kept", "Quarantine", "QuarantineError", "RefusedRecord"]
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,14 @@ DAMAGE_OWNER: Final = "spool"
 
 class QuarantineError(Exception):
     """An item cannot be used as asked; the text says why."""
+
+
+class Kept(NamedTuple):
+    """Of refused events: how many are ``new`` here, and how many are here from before, having come another way than
+    now (``elsewhere``). The rest are here since a repeat of the same."""
+
+    new: int
+    elsewhere: int = 0
 
 
 class Quarantine:
@@ -108,35 +117,39 @@ class Quarantine:
         reason: str,
         error: str = "",
         attempts: int = 1,
-    ) -> int:
+    ) -> Kept:
         """Keep events that ``forwarder`` refused while it was given ``segment`` (the name in its queue).
 
-        Returns how many events are new here. Events that are here already (a batch repeated after a crash) are not
-        kept twice: their item counts ``attempts`` more. Which events are known is asked per RefusedRecord: one of
-        which any event is new is kept whole, so give one per event where batches may be cut differently.
+        Events that are here already (a batch repeated after a crash) are not kept twice: their item counts
+        ``attempts`` more. Which events are known is asked per RefusedRecord: one of which any event is new is kept
+        whole, so give one per event where batches may be cut differently.
         """
         if not refused:
-            return 0
+            return Kept(0)
         place = self._ballast.spend_on(lambda: self._directory.quarantine(forwarder))
         known = self._known.get(forwarder) or self._known.setdefault(forwarder, KnownEvents(place, self._keyring))
         link = item_of_link(segment)
-        item_of = known.items_of(stem_of(segment), refused, besides=link[1] if link and link[0] == forwarder else None)
+        found = known.items_of(segment, refused, besides=link[1] if link and link[0] == forwarder else None)
         new: list[RefusedRecord] = []
         repeated: set[str] = set()
+        elsewhere = 0
         for record in refused:
-            items = {item_of.get(key) for key in event_keys(record.origin, record.event_count)}
-            if None in items:
+            keys = event_keys(record.origin, record.event_count)
+            held = [found[key] for key in keys if key in found] if found else []
+            if len(held) < len(keys):
                 new.append(record)
             else:
-                repeated.update(item for item in items if item)
+                repeated.update(each.item for each in held)
+                elsewhere += sum(not each.came for each in held)
         said = Description(
             reason, error=error[:ERROR_MAX_CHARS], attempts=attempts, forwarder=forwarder, segment=segment
         )
         for name in repeated:
             path = place / (name + DESCRIPTION_SUFFIX)
             before = read_description(path, self._keyring)
-            self._describe(path, replace(said, events=before.events, size=before.size), before)
-        return self._add_item(place, known, new, said, link) if new else 0
+            again = replace(said, events=before.events, size=before.size, segment=before.segment or segment)
+            self._describe(path, again, before)
+        return Kept(self._add_item(place, known, new, said, link) if new else 0, elsewhere)
 
     def add_damage(self, reader: SegmentReader, damage: Damage) -> bool:
         """Keep a damaged range of a segment that is being read; False when it was kept before."""
@@ -306,6 +319,8 @@ class Quarantine:
             owner, replayed = link
             path_before = self._directory.quarantine_root / owner / (replayed + DESCRIPTION_SUFFIX)
             before = read_description(path_before, self._keyring)
+            if owner == place.name:  # it stays in the account that it is in
+                said = replace(said, segment=before.segment or said.segment)
         self._describe_new(path, replace(said, events=events, size=len(data)), before)
         known.add(name)
         return events

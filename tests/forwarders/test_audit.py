@@ -1,15 +1,17 @@
 """Every event is accounted for, whatever happened on its way out."""
 
+import itertools
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from spooled import Bench, event
+from spooled import RECEIVED_MS, Bench, event
 from spooled import put as put_sealed
 
 from collector.erase_spool import erase
 from collector.person import Match
+from formats.envelope import encode_envelope, parse_event_id
 from formats.event import Event
 from formats.event_json import EventJson
 from forwarders.batch import Position
@@ -17,7 +19,12 @@ from forwarders.contract import Refused, Unavailable
 from spool.audit import Balance, audit, not_handed_out, settle
 from spool.directory import SpoolDirectory
 from spool.ledger import Ledger
+from spool.outcome import Outcome
+from spool.quarantine import RefusedRecord
 from spool.queue import distribute
+from spool.record import Origin
+from spool.recovery import sweep_tmp
+from tests.spool.dying import dying_everywhere
 
 
 def hand_out(bench: Bench) -> None:
@@ -94,6 +101,71 @@ def test_events_of_one_forwarder_replayed_to_another_count_there_as_replayed(tmp
 
     assert (balance(bench.directory).replayed, balance(bench.directory).outcome.forwarded) == (2, 8 + 2)
     assert balance(bench.directory, "elsewhere").outcome[:5] == (0, -2, 0, 2, 0)
+
+
+def give(bench: Bench, owner: str, ids: Sequence[str], segment: str) -> str:
+    """Let another forwarder have refused these events of a segment, and a person replay them to ``fake``."""
+    origins = [parse_event_id(each) for each in ids]
+    records = [
+        RefusedRecord(Origin(uuid, offset, (index,)), encode_envelope("json", RECEIVED_MS, [event(0, "odd")]), 1, 0)
+        for uuid, offset, index in origins
+    ]
+    bench.quarantine.add_events(owner, segment, records, reason="it did so too")
+    (item,) = bench.quarantine.items(owner)
+    assert bench.quarantine.replay(item, to="fake")
+    return item.link
+
+
+@pytest.mark.parametrize("given", ["after", "before"])
+def test_an_event_that_a_forwarder_refuses_twice_is_kept_once_whoever_gave_it(tmp_path: Path, given: str) -> None:
+    """By its own queue, and by a replay of what another one had refused: the second time adds nothing to quarantine,
+    and the accounts say so."""
+    bench = Bench(tmp_path)
+    ids = put(bench, *events(10))
+    (segment,) = bench.segments()
+    bench.destination.answer = refuse_odd
+    if given == "after":
+        bench.work_for(2)
+    give(bench, "other", [ids[0], ids[5]], segment.name)
+    bench.work_for(2)
+
+    found = balance(bench.directory)
+    assert (found.ok, found.accepted, found.replayed) == (True, 10, 2)
+    assert found.outcome == Outcome(forwarded=8, quarantined=2, skipped=2)
+    assert bench.quarantined() == sorted([ids[0], ids[5]])
+    assert bench.quarantine.items("other") == []
+    (item,) = bench.quarantine.items("fake")
+    assert item.description.attempts == (2 if given == "after" else 3)
+
+    bench.destination.answer = lambda _: None
+    bench.quarantine.replay(item)
+    bench.work_for(2)
+    found = balance(bench.directory)
+    assert (found.ok, found.outcome, bench.quarantined()) == (True, Outcome(forwarded=10, skipped=2), [])
+
+
+def test_events_that_two_forwarders_refused_are_accounted_for_wherever_the_process_dies(memory_path: Path) -> None:
+    spools = itertools.count()
+
+    def given() -> Bench:
+        bench = Bench(memory_path / str(next(spools)))
+        ids = put(bench, *events(10))
+        (segment,) = bench.segments()
+        bench.destination.answer = refuse_odd
+        bench.work_for(2)
+        give(bench, "other", [*ids[:2], ids[5]], segment.name)  # one of them is new
+        return bench
+
+    for bench in dying_everywhere(given, lambda bench: bench.work_for(2)):
+        sweep_tmp(bench.directory)
+        bench.start()
+        bench.work_for(2)
+
+        found = balance(bench.directory)
+        assert (found.ok, found.accepted, found.replayed) == (True, 10, 3)
+        assert found.outcome == Outcome(forwarded=8, quarantined=3, skipped=2)
+        assert len(bench.quarantined()) == len(set(bench.quarantined())) == 3
+    assert next(spools) > 12
 
 
 @pytest.mark.parametrize("seed", range(4))

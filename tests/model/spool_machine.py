@@ -7,7 +7,7 @@ its bytes; the accounts of every forwarder add up. In the end everything has arr
 Some seconds of it, always the same, run with all tests. Other examples, for as long as one likes:
 ``HYPOTHESIS_PROFILE=long pytest tests/model/spool_machine.py``. What it finds becomes a plain test.
 
-Not in it: import, replays from one forwarder's quarantine to another, samples, optional forwarders, damaged bytes.
+Not in it: import, samples, optional forwarders, damaged bytes.
 """
 
 import gc
@@ -198,6 +198,23 @@ class SpoolMachine(RuleBasedStateMachine):
         if item.owner in world.destinations:
             world.destinations[item.owner].in_order = False
         world.as_person(lambda: quarantine.replay(item), dies_after=dies_after)
+
+    @rule(which=st.integers(0, 5), to=names, dies_after=deaths)
+    def give_quarantine(self, which: int, to: str, dies_after: int | None) -> None:
+        """Replay what one forwarder refused to another one: it leaves the accounts of the first."""
+        world = self.world
+        quarantine = Quarantine(world.directory)
+        items = [each for each in quarantine.items() if each.kind == "events" and each.owner != to]
+        if not items or to not in world.directory.queues():
+            return
+        item = items[which % len(items)]
+        events = world.events_of(item)
+        world.excused.setdefault(item.owner, set()).update(events)
+        world.released.setdefault(to, set()).update(events)
+        if to in world.destinations:
+            world.destinations[to].in_order = False
+        if world.as_person(lambda: quarantine.replay(item, to=to), dies_after=dies_after) and to in world.expected:
+            world.expected[to] |= events
 
     @rule(which=st.integers(0, 5), dies_after=deaths)
     def drop_quarantine(self, which: int, dies_after: int | None) -> None:

@@ -381,12 +381,15 @@ class World:
                 self.expected[name] |= self.wanted(name, self.waiting_for_all() & self._acknowledged)
         self.configured = list(names)
 
-    def as_person(self, work: Callable[[], object], *, dies_after: int | None = None) -> None:
+    def as_person(self, work: Callable[[], object], *, dies_after: int | None = None) -> bool:
+        """Whether it lived to see the end."""
         try:
             with self.disk.process(self._person, dies_after=dies_after):
                 work()
         except Killed:
             self._person = Process()
+            return False
+        return True
 
     # What must hold
 

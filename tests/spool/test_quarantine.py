@@ -74,7 +74,7 @@ def test_refused_events_are_kept_with_their_origin_and_the_reason(
 ) -> None:
     records = [*refused(3, 5), RefusedRecord(Origin(OTHER, 900), b"a whole record", 7, NS)]
 
-    assert quarantine.add_events("influxdb", SEGMENT, records, reason="refused", error="400: no", attempts=2) == 9
+    assert quarantine.add_events("influxdb", SEGMENT, records, reason="refused", error="400: no", attempts=2).new == 9
 
     (item,) = quarantine.items()
     assert (item.name, item.owner, item.kind, item.queued) == (f"{STEM}.64-900", "influxdb", "events", ())
@@ -100,7 +100,7 @@ def test_refused_events_are_kept_with_their_origin_and_the_reason(
 def test_a_batch_repeated_after_a_crash_keeps_nothing_twice(directory: SpoolDirectory) -> None:
     for attempt in (1, 2, 3):
         quarantine = Quarantine(directory)
-        assert quarantine.add_events("influxdb", SEGMENT, refused(3, 5), reason="refused") == (2 if attempt == 1 else 0)
+        assert quarantine.add_events("influxdb", SEGMENT, refused(3, 5), reason="refused").new == (2 if attempt == 1 else 0)
 
         (item,) = quarantine.items()
         assert item.description.attempts == attempt
@@ -125,7 +125,7 @@ def test_events_of_other_records_segments_and_forwarders_are_their_own(quarantin
     for forwarder in ("influxdb", "mongodb"):
         for segment, uuid in ((SEGMENT, UUID), (other_segment, OTHER)):
             for offset in (64, 500):
-                assert quarantine.add_events(forwarder, segment, refused(3, offset=offset, uuid=uuid), reason="no") == 1
+                assert quarantine.add_events(forwarder, segment, refused(3, offset=offset, uuid=uuid), reason="no").new == 1
 
     assert len(quarantine.items()) == 8
     assert len(quarantine.items("mongodb")) == 4
@@ -137,7 +137,7 @@ def test_a_dropped_item_that_is_refused_again_is_kept_again(directory: SpoolDire
 
     assert Quarantine(directory).drop(item) == 1
     assert quarantine.items() == []
-    assert quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused") == 1
+    assert quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused").new == 1
     assert all_events(quarantine) == [3]
 
 
@@ -254,7 +254,7 @@ def test_foreign_files_in_quarantine_are_no_items(directory: SpoolDirectory, qua
     (directory.quarantine_root / "a file").write_text("hello")
 
     assert quarantine.items() == []
-    assert quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused") == 1
+    assert quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused").new == 1
 
 
 def test_an_item_can_be_exported_once_per_place(quarantine: Quarantine, tmp_path: Path) -> None:
@@ -433,7 +433,7 @@ def test_on_a_full_disk_the_ballast_pays_for_the_item(small_disk: Path) -> None:
     (directory.tmp / "ballast").write_bytes(bytes(4 << 20))
     fill(small_disk)
 
-    assert Quarantine(directory).add_events("influxdb", SEGMENT, refused(3, 5), reason="refused") == 2
+    assert Quarantine(directory).add_events("influxdb", SEGMENT, refused(3, 5), reason="refused").new == 2
 
     assert all_events(Quarantine(directory)) == [3, 5]
     assert not (directory.tmp / "ballast").exists()
@@ -454,7 +454,7 @@ def test_with_no_room_at_all_nothing_counts_as_kept(small_disk: Path) -> None:
     assert all_events(quarantine) == [3]
 
     (small_disk / "filler").unlink()
-    assert quarantine.add_events("influxdb", SEGMENT, refused(5), reason="refused") == 1
+    assert quarantine.add_events("influxdb", SEGMENT, refused(5), reason="refused").new == 1
     assert quarantine.add_bytes(SEGMENT, 64, 67, [b"one"], reason="damaged")
     assert all_events(quarantine) == [3, 5]
 
