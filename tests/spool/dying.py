@@ -1,6 +1,10 @@
-"""A process that dies between any two calls that change the disk, for tests of what must then still hold."""
+"""A process that dies between any two calls that change the disk, for tests of what must then still hold.
+
+The process is the thread that does the action: threads of others in the same real process live on.
+"""
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -39,10 +43,13 @@ def dying_everywhere(prepare: Callable[[], _T], action: Callable[[_T], object]) 
 def _dying_after(steps: int) -> Iterator[Callable[[], bool]]:
     left = steps
     dead = False
+    dying = threading.get_ident()
 
     def wrap(change: Callable[..., object]) -> Callable[..., object]:
         def changing(*args: object, **kwargs: object) -> object:
             nonlocal left, dead
+            if threading.get_ident() != dying:
+                return change(*args, **kwargs)
             if left == 0:
                 dead = True
                 raise Killed
