@@ -91,7 +91,7 @@ def refuse(spool: SpoolDirectory, name: str) -> str:
     payload = encode_envelope("json", 1_790_000_000_001, [event(name)])
     record = RefusedRecord(Origin(name.encode().ljust(16), 64, ()), payload, 1, time.time_ns())
     segment = f"20261122T101500.000000Z-{record.origin.uuid.hex()}.seg"
-    assert Quarantine(spool).add_events("archive", segment, [record], reason="too large", error="413") == 1
+    assert Quarantine(spool).add_events("archive", segment, [record], reason="too large", error="413").new == 1
     return next(item.name for item in Quarantine(spool).items("archive") if record.origin.uuid.hex() in item.name)
 
 

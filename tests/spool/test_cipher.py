@@ -187,9 +187,9 @@ def test_quarantine_is_encrypted_and_with_the_key_can_be_shown_replayed_and_expo
     segment = write(directory, SECRET)
     kept = Quarantine(directory)
     refused = [RefusedRecord(Origin(bytes(16), 64, (1,)), SECRET, 1, 10**18)]
-    assert kept.add_events("archive", segment.name, refused, reason="refused", error=ERROR) == 1
+    assert kept.add_events("archive", segment.name, refused, reason="refused", error=ERROR) == (1, 0)
     assert (
-        Quarantine(directory).add_events("archive", segment.name, refused, reason="refused", error=ERROR) == 0
+        Quarantine(directory).add_events("archive", segment.name, refused, reason="refused", error=ERROR) == (0, 0)
     )  # known
     assert kept.add_bytes(segment.name, 64, 96, [LONG], reason="does not decode")
     assert not Quarantine(directory).add_bytes(segment.name, 64, 96, [LONG], reason="does not decode")
