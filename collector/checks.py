@@ -1,6 +1,6 @@
 """What a type cannot say about the settings: regular expressions, networks, addresses, keys that need each other."""
 
-import importlib
+import importlib.util
 import ipaddress
 import os.path
 import re
@@ -42,6 +42,7 @@ def cross_check(settings: "Settings") -> Iterator[Finding]:
     if settings.scribe.enabled and not settings.scribe.allow and not _is_local(settings.scribe.bind):
         yield ("scribe",), "allow", [], "the listener knows no credentials: name the networks that may use it"
     yield from _files(settings)
+    yield from _libraries(settings)
     yield from check_schemas(settings.schemas)
     yield from check_privacy(("privacy",), settings.privacy)
     for name, event in settings.events.items():
@@ -61,6 +62,13 @@ def cross_check(settings: "Settings") -> Iterator[Finding]:
             )
         if not flush.required and not limits:
             yield table, "required", False, "say how far it may lag: max_lag_bytes or max_lag_s"
+
+
+def _libraries(settings: "Settings") -> Iterator[Finding]:
+    for each in settings.forwarders:
+        if getattr(each.own, "is_url", False) and importlib.util.find_spec("obstore") is None:
+            advice = "needs obstore: pip install 'event-collector[object-store]'"
+            yield ("forwarders", each.name), "path", each.own.path, advice
 
 
 def _key_file(path: Path) -> Iterator[Finding]:

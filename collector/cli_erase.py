@@ -86,7 +86,11 @@ def erase_in_archive(settings: "Settings", field: str, value: str, dry_run: bool
 
     match = _match(settings, field, value)
     total = ErasedLines()
-    for path in {each.own.path for each in settings.forwarders if isinstance(each.own, ArchiveSettings)}:
+    for own in {each.own for each in settings.forwarders if isinstance(each.own, ArchiveSettings)}:
+        if own.is_url:
+            total.left.append(f"{own.path}: is not looked at: nothing can be erased from an object store yet")
+            continue
+        path = Path(own.path)
         if not dry_run:
             total.left += [f"{draft}: is still being written; do it again" for draft in _drafts_left(settings, path)]
         found = erase_lines(path, match, progress(archive_files(path), "reading"), dry_run=dry_run)

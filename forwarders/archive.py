@@ -1,127 +1,110 @@
 """Forward events to files: one JSON event a line, in a directory per event name and hour.
 
     <path>/<escaped name>/2026/11/22/10/20261122T101500Z-<first event's id>-<digest>.jsonl[.gz|.zst]
-    <path>/.tmp/           files being written
+    <path>/.tmp/           files being written (of a local directory)
 
-Ack:      send() returned: the files are synced and under their names, and so are the directories.
-Repeat:   harmless when the whole batch is repeated: the same files are written over themselves. ``digest`` covers
-          the ids of all events in the file, so that another choice of events never replaces this one.
+``path`` is a directory of this machine, or the URL of an object store (forwarders/object_store.py). Names, and other
+layouts: forwarders/archive_layout.py.
+
+Ack:      send() returned: the files are synced and under their names, and so are the directories; or the service has
+          taken the objects.
+Repeat:   harmless when the whole batch is repeated: the same files are written over themselves, the same objects are
+          recognised (If-None-Match), and what has been compacted is left alone (forwarders/archive_manifest.py).
 Visible:  a file appears complete or not at all; nothing below a name's directory is ever half-written.
-Settings: [forwarders.archive] path, compression
+Refused:  never; whatever disk or service say is said of all events alike.
+Settings: [forwarders.archive] path, compression, layout, endpoint, region, credentials_file, timeout_s
 """
 
 import contextlib
-import hashlib
 import os
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, Literal, Protocol
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Annotated, Final
 
-from formats.event import Event, Granularity
+from msgspec import Meta
+
+from formats.event import Event
 from formats.event_json import EventJson
-from forwarders.contract import Unavailable
+from forwarders.archive_files import ENDING, Compression, Unreadable, compressor_for
+from forwarders.archive_layout import DEFAULT_LAYOUT, Layout, file_stem
+from forwarders.archive_manifest import read_manifest
+from forwarders.archive_store import FILE_MODE, LocalStore, Store, make_directory, rename, sync
+from forwarders.contract import Forwarder, Unavailable
 
-DIRECTORY_MODE: Final = 0o750
-FILE_MODE: Final = 0o640
-ESCAPED_MAX_BYTES: Final = 200
-ESCAPED_KEPT_BYTES: Final = 180
+if TYPE_CHECKING:
+    from forwarders.object_store import ObjectStore
 
 #: What the flusher does by default for this forwarder: few, large files.
 FLUSH_DEFAULTS: Final = {"batch_max_events": 100_000, "batch_max_bytes": 64 * 1024 * 1024, "batch_max_age_s": 60.0}
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_TIME_PATH: Final = {
-    Granularity.MINUTE: "{0.year:04}/{0.month:02}/{0.day:02}/{0.hour:02}/{0.minute:02}",
-    Granularity.HOURLY: "{0.year:04}/{0.month:02}/{0.day:02}/{0.hour:02}",
-    Granularity.DAILY: "{0.year:04}/{0.month:02}/{0.day:02}",
-    Granularity.WEEKLY: "{0.year:04}/{0.month:02}/{0.day:02}",
-    Granularity.MONTHLY: "{0.year:04}/{0.month:02}",
-    Granularity.YEARLY: "{0.year:04}",
-}
-_SUFFIX: Final = {"none": ".jsonl", "gzip": ".jsonl.gz", "zstd": ".jsonl.zst"}
+SCHEMES: Final = ("s3", "gs", "az")
 _DIRECTORIES_REMEMBERED: Final = 10_000
 _LINES_AT_ONCE: Final = 1000  # joined before they are compressed: bounds the copy of a batch in memory
-
-Compression = Literal["none", "gzip", "zstd"]
 
 
 @dataclass(frozen=True)
 class Settings:
     """[forwarders.archive]"""
 
-    path: Path = Path("var/events")
+    path: str = "var/events"
     compression: Compression = "none"
+    layout: str = DEFAULT_LAYOUT
+    endpoint: str = ""
+    region: str = ""
+    credentials_file: Path | None = None
+    timeout_s: Annotated[float, Meta(gt=0)] = 30.0
+
+    def __post_init__(self) -> None:
+        scheme, is_url, _ = self.path.partition("://")
+        if not self.path or (is_url and scheme not in SCHEMES):
+            raise ValueError("path: expected a directory, s3://…, gs://… or az://…")
+        Layout(self.layout)
+
+    @property
+    def is_url(self) -> bool:
+        """Whether the files are objects."""
+        return "://" in self.path
 
 
 # Shape
 
 
-def escape_name(name: str) -> str:
-    """An event's name as one path component: never empty, hidden, ``..``, or longer than a file name may be.
+class _Files:
+    """What becomes of a batch: its directories, and each one's file."""
 
-    Shape:  %XX of its UTF-8 bytes except ``A-Za-z0-9_-`` and a ``.`` that is not the first character; above 200
-            bytes the first 180 of that, ``~`` and 16 hex digits of the name's SHA-256.
-    """
-    escaped = quote(name, safe="").replace("~", "%7E")
-    if escaped.startswith("."):
-        escaped = "%2E" + escaped[1:]
-    if len(escaped) > ESCAPED_MAX_BYTES:
-        escaped = f"{escaped[:ESCAPED_KEPT_BYTES]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    return escaped
+    def __init__(self, settings: Settings, to_json: EventJson, store: Store) -> None:
+        """Errors: ImportError when zstd is asked for and not installed."""
+        self._layout = Layout(settings.layout)
+        self._lines = to_json.lines
+        self._compressor = compressor_for(settings.compression)
+        self._suffix = ".jsonl" + ENDING[settings.compression]
+        self._store = store
 
+    def of(self, batch: Sequence[Event]) -> dict[str, tuple[str, list[Event]]]:
+        """By directory: a file's name and its events. Without what has been compacted. Errors: Unavailable."""
+        found = {}
+        for directory, events in self._layout.by_directory(batch).items():
+            stem = file_stem(events)
+            if stem not in self._compacted(directory):
+                found[directory] = (stem + self._suffix, events)
+        return found
 
-def directory_of(name: str, granularity: Granularity, time_ms: int) -> str:
-    """Where an event belongs below the archive's path; ``time_ms`` is its own time, UTC, years 1 to 9999."""
-    time = _EPOCH + timedelta(milliseconds=time_ms)  # fromtimestamp() depends on the platform for early years
-    return f"{escape_name(name)}/{_TIME_PATH[granularity].format(time)}"
+    def body(self, events: Sequence[Event]) -> Iterator[bytes]:
+        """The bytes of a file, compressed."""
+        compressor = self._compressor()
+        for start in range(0, len(events), _LINES_AT_ONCE):
+            yield compressor.compress(self._lines(events[start : start + _LINES_AT_ONCE]))
+        yield compressor.flush()
 
-
-def file_stem(events: Sequence[Event]) -> str:
-    """The name of the file that holds exactly these events: by arrival and id of the first, and all ids."""
-    received = _EPOCH + timedelta(milliseconds=events[0].received_ms)
-    ids = "\n".join([event.id for event in events])
-    digest = hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()
-    return f"{received:%Y%m%dT%H%M%SZ}-{events[0].id}-{digest}"
-
-
-def by_directory(batch: Iterable[Event]) -> dict[str, list[Event]]:
-    """Sort the events of a batch to their directories, keeping their order."""
-    groups: dict[str, list[Event]] = {}
-    by_minute: dict[tuple[str, Granularity, int], list[Event]] = {}  # every granularity is made of whole minutes
-    name, granularity, minute, group = "", Granularity.MINUTE, 0, list[Event]()  # of the event before: often the same
-    for event in batch:
-        if event.time_ms // 60_000 != minute or event.name != name or event.granularity is not granularity:
-            name, granularity, minute = event.name, event.granularity, event.time_ms // 60_000
-            known = by_minute.get((name, granularity, minute))
-            if known is None:
-                known = groups.setdefault(directory_of(name, granularity, event.time_ms), [])
-                by_minute[name, granularity, minute] = known
-            group = known
-        group.append(event)
-    return groups
+    def _compacted(self, directory: str) -> set[str]:
+        try:
+            return {name.partition(".")[0] for name in read_manifest(self._store, directory).listed}
+        except Unreadable as exc:
+            raise Unavailable(f"{self._store}: {exc}") from exc
 
 
 # Delivery
-
-
-class _Compressor(Protocol):
-    def compress(self, data: bytes, /) -> bytes: ...
-
-    def flush(self) -> bytes: ...
-
-
-class _Plain:
-    """No compression, in the shape of a compressor."""
-
-    def compress(self, data: bytes, /) -> bytes:
-        return data
-
-    def flush(self) -> bytes:
-        return b""
 
 
 class ArchiveForwarder:
@@ -133,23 +116,12 @@ class ArchiveForwarder:
 
     identical_repeats = True
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        name: str,
-        to_json: EventJson,
-        instance: str,
-        suffix: str = ".jsonl",
-        compressor: Callable[[], _Compressor] = _Plain,
-    ) -> None:
+    def __init__(self, path: Path, *, name: str, files: _Files, instance: str) -> None:
         self.name = name
         self._root = str(path)  # plain strings: pathlib took half of the time of a batch of many small files
         self._tmp = f"{path}/.tmp"
-        self._lines = to_json.lines
+        self._files = files
         self._draft = f"{instance}~{name}~"  # names hold no ~, so none is the beginning of another's
-        self._suffix = suffix
-        self._compressor = compressor
         self._swept = False
         self._durable: set[str] = set()
 
@@ -157,17 +129,17 @@ class ArchiveForwarder:
         """Write every file of the batch, sync them, name them, sync the directories: each step for all of them
         at once, because a filesystem that has just committed its journal syncs the next file for almost nothing."""
         drafts: list[str] = []
-        groups = by_directory(batch)
         try:
             self._prepare()
-            for events in groups.values():
+            files = self._files.of(batch)
+            for _, events in files.values():
                 drafts.append(f"{self._tmp}/{self._draft}{len(drafts)}")
                 self._write(drafts[-1], events)
             for draft in drafts:
-                _sync(draft, os.fdatasync)
-            for draft, (directory, events) in zip(drafts, groups.items(), strict=True):
-                _rename(draft, f"{self._root}/{directory}", file_stem(events) + self._suffix)
-            self._sync_directories(groups)
+                sync(draft, os.fdatasync)
+            for draft, (directory, (name, _)) in zip(drafts, files.items(), strict=True):
+                rename(draft, f"{self._root}/{directory}", name)
+            self._sync_directories(files)
         except OSError as exc:
             raise Unavailable(f"{self.name}: {exc.filename or self._root}: {exc.strerror or exc}") from exc
         finally:
@@ -182,10 +154,10 @@ class ArchiveForwarder:
         """Make the directories; remove what a killed process left half-written, once."""
         if self._swept and os.path.isdir(self._tmp):
             return
-        _make_directory(self._tmp)
+        make_directory(self._tmp)
         for above in Path(self._root).absolute().parents:  # some may be new; one that we may not read is not
             with contextlib.suppress(PermissionError):
-                _sync(str(above), os.fsync)
+                sync(str(above), os.fsync)
         for left in Path(self._tmp).glob(f"{self._draft}*"):
             left.unlink(missing_ok=True)
         self._swept = True
@@ -193,10 +165,7 @@ class ArchiveForwarder:
     def _write(self, draft: str, events: Sequence[Event]) -> None:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
         with os.fdopen(descriptor, "wb", buffering=256 * 1024) as file:
-            compressor = self._compressor()
-            for start in range(0, len(events), _LINES_AT_ONCE):
-                file.write(compressor.compress(self._lines(events[start : start + _LINES_AT_ONCE])))
-            file.write(compressor.flush())
+            file.writelines(self._files.body(events))
 
     def _sync_directories(self, directories: Iterable[str]) -> None:
         """Make new names survive a power cut. A directory that is used for the first time is synced up to the
@@ -209,66 +178,61 @@ class ArchiveForwarder:
                 directory = directory.rpartition("/")[0]
                 above.add(directory)
         for directory in sorted(changed | above, reverse=True):  # leaves first
-            _sync(f"{self._root}/{directory}", os.fsync)
+            sync(f"{self._root}/{directory}", os.fsync)
         if len(self._durable) > _DIRECTORIES_REMEMBERED:
             self._durable.clear()
         self._durable |= new
 
 
-def _sync(path: str, sync: Callable[[int], None]) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        sync(descriptor)
-    finally:
-        os.close(descriptor)
+class ObjectArchiveForwarder:
+    """The objects below a URL: a put for each file, one after the other.
 
+    Owner:  one thread; others may archive into the same URL.
+    Errors: Unavailable for whatever the service says, and when it does not answer.
+    """
 
-def _rename(draft: str, directory: str, name: str) -> None:
-    """Give a file its name, making its directory when there is none."""
-    try:
-        os.rename(draft, f"{directory}/{name}")
-    except FileNotFoundError:
-        _make_directory(directory)
-        os.rename(draft, f"{directory}/{name}")
+    identical_repeats = True
 
+    def __init__(self, store: "ObjectStore", *, name: str, files: _Files) -> None:
+        self.name = name
+        self._store = store
+        self._files = files
 
-def _make_directory(path: str) -> None:
-    """Make a directory and those above it, all with our mode (``mkdir -p`` gives it to the last only)."""
-    try:
-        os.mkdir(path, DIRECTORY_MODE)
-    except FileExistsError:
-        return
-    except FileNotFoundError:
-        _make_directory(os.path.dirname(path))
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, DIRECTORY_MODE)
+    def send(self, batch: Sequence[Event]) -> None:
+        try:
+            for directory, (name, events) in self._files.of(batch).items():
+                self._store.put(f"{directory}/{name}", b"".join(self._files.body(events)))
+        except OSError as exc:
+            raise Unavailable(f"{self.name}: {exc}") from exc
+
+    def close(self) -> None:
+        """Connections go with the store."""
 
 
 # Construction
 
 
-def _gzip() -> _Compressor:
-    return zlib.compressobj(wbits=31)  # a gzip header without a time, so that a repeat is the same bytes
+def open_store(settings: Settings) -> Store:
+    """The archive's files. Errors: OSError, ValueError, ImportError: what `from_settings` says."""
+    return _object_store(settings) if settings.is_url else LocalStore(Path(settings.path))
 
 
-def _zstd() -> _Compressor:
-    import zstandard  # only where it is asked for: the base installation goes without
+def from_settings(settings: Settings, *, name: str, to_json: EventJson, instance: str) -> Forwarder:
+    """Errors: ImportError when the library for zstd or for a URL is missing; OSError, ValueError of credentials."""
+    if settings.is_url:
+        store = _object_store(settings)
+        return ObjectArchiveForwarder(store, name=name, files=_Files(settings, to_json, store))
+    path = Path(settings.path)
+    return ArchiveForwarder(path, name=name, files=_Files(settings, to_json, LocalStore(path)), instance=instance)
 
-    return zstandard.ZstdCompressor(write_checksum=True).compressobj()
 
+def _object_store(settings: Settings) -> "ObjectStore":
+    from forwarders.object_store import ObjectStore  # only where it is asked for: an extra
 
-_COMPRESSORS: Final[dict[str, Callable[[], _Compressor]]] = {"none": _Plain, "gzip": _gzip, "zstd": _zstd}
-
-
-def from_settings(settings: Settings, *, name: str, to_json: EventJson, instance: str) -> ArchiveForwarder:
-    """Errors: ImportError when zstd is asked for and not installed."""
-    compressor = _COMPRESSORS[settings.compression]
-    compressor()
-    return ArchiveForwarder(
+    return ObjectStore(
         settings.path,
-        name=name,
-        to_json=to_json,
-        instance=instance,
-        suffix=_SUFFIX[settings.compression],
-        compressor=compressor,
+        endpoint=settings.endpoint,
+        region=settings.region,
+        credentials_file=settings.credentials_file,
+        timeout_s=settings.timeout_s,
     )

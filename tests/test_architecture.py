@@ -36,6 +36,7 @@ KNOWN_TO = {
     "influxdb_client": ["forwarders/influx_endpoint.py"],
     "msgpack": ["formats/envelope.py", "formats/*.py"],
     "msgspec": ["*.py"],
+    "obstore": ["forwarders/object_store.py"],
     "pika": ["forwarders/amqp_*.py", "forwarders/rabbitmq.py"],
     "prometheus_client": ["collector/exposition.py"],
     "pymongo": ["forwarders/mongodb.py"],
@@ -46,7 +47,7 @@ KNOWN_TO = {
     "zstandard": [
         "collector/erase_archive.py",
         "formats/content_encoding.py",
-        "forwarders/archive.py",
+        "forwarders/archive_files.py",
         "spool/cipher.py",
         "spool/retained.py",
     ],

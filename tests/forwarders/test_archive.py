@@ -20,15 +20,9 @@ from contract_suite import Destination, ForwarderContract, ids, make_events
 
 from formats.event import Event, Granularity, PayloadKind
 from formats.event_json import EventJson
-from forwarders.archive import (
-    ESCAPED_MAX_BYTES,
-    ArchiveForwarder,
-    Compression,
-    Settings,
-    directory_of,
-    escape_name,
-    from_settings,
-)
+from forwarders.archive import Settings, from_settings
+from forwarders.archive_files import Compression
+from forwarders.archive_layout import ESCAPED_MAX_BYTES, Layout, escape_name
 from forwarders.contract import Forwarder, Unavailable
 
 NOON_MS = int(datetime(2026, 11, 22, 10, 15, 30, 999000, UTC).timestamp() * 1000)
@@ -36,8 +30,8 @@ NOON_MS = int(datetime(2026, 11, 22, 10, 15, 30, 999000, UTC).timestamp() * 1000
 
 def archive(
     path: Path, compression: Compression = "none", *, instance: str = "a" * 32, name: str = "archive"
-) -> ArchiveForwarder:
-    return from_settings(Settings(path, compression), name=name, to_json=EventJson({}), instance=instance)
+) -> Forwarder:
+    return from_settings(Settings(str(path), compression), name=name, to_json=EventJson({}), instance=instance)
 
 
 def read(path: Path) -> list[dict[str, object]]:
@@ -125,7 +119,7 @@ class TestArchiveContract(ForwarderContract):
     ],
 )
 def test_the_granularity_says_how_deep_a_file_lies(granularity: Granularity, expected: str) -> None:
-    assert directory_of("n", granularity, NOON_MS) == expected
+    assert Layout().directory_of("n", granularity, NOON_MS) == expected
 
 
 @pytest.mark.parametrize(
@@ -138,7 +132,7 @@ def test_the_granularity_says_how_deep_a_file_lies(granularity: Granularity, exp
     ],
 )
 def test_every_time_that_an_event_may_have_has_a_directory(time_ms: int, expected: str) -> None:
-    assert directory_of("n", Granularity.HOURLY, time_ms) == expected
+    assert Layout().directory_of("n", Granularity.HOURLY, time_ms) == expected
 
 
 def test_directories_are_utc_wherever_the_machine_stands(tmp_path: Path) -> None:
@@ -146,7 +140,7 @@ def test_directories_are_utc_wherever_the_machine_stands(tmp_path: Path) -> None
         os.environ["TZ"] = "Asia/Kathmandu"
         time.tzset()
         assert time.localtime().tm_gmtoff
-        assert directory_of("n", Granularity.MINUTE, NOON_MS) == "n/2026/11/22/10/15"
+        assert Layout().directory_of("n", Granularity.MINUTE, NOON_MS) == "n/2026/11/22/10/15"
 
     assert exit_code_of(elsewhere) == 0
 
@@ -281,7 +275,7 @@ def test_two_forwarders_of_one_spool_may_share_a_path(tmp_path: Path) -> None:
             second.send(errors)
             return super().lines(events)
 
-    first = from_settings(Settings(tmp_path), name="archive", to_json=Meanwhile({}), instance="a" * 32)
+    first = from_settings(Settings(str(tmp_path)), name="archive", to_json=Meanwhile({}), instance="a" * 32)
     first.send(pages)
 
     found = [(e["eventName"], e["id"]) for f in files(tmp_path) for e in read(f)]

@@ -540,7 +540,7 @@ def test_a_flusher_killed_at_any_moment_loses_no_event_and_repeats_batches_only(
     dice = random.Random(4)
 
     def forwarder() -> Forwarder:
-        settings = archive.Settings(events)
+        settings = archive.Settings(str(events))
         return archive.from_settings(settings, name="archive", to_json=EventJson({}), instance=directory.instance)
 
     @contextlib.contextmanager

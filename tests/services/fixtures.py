@@ -7,6 +7,7 @@ import pytest
 from tests.services.influx import Influx
 from tests.services.mongo import Mongo
 from tests.services.rabbit import Rabbit
+from tests.services.seaweed import Seaweed
 from tests.services.tcp_proxy import TcpProxy
 
 
@@ -40,6 +41,18 @@ def mongo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
     if not Mongo.is_installed():
         pytest.skip("SecantusDB is not installed")
     server = Mongo(tmp_path_factory.mktemp("mongo"))
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """An S3 with one bucket; each test takes a prefix of its own."""
+    if not Seaweed.is_installed():
+        pytest.skip("SeaweedFS is not installed")
+    server = Seaweed(tmp_path_factory.mktemp("s3"))
     try:
         yield server.start()
     finally:

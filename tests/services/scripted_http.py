@@ -23,6 +23,7 @@ class Request:
     """One request as it came."""
 
     path: str
+    method: str
     headers: dict[str, str]
     body: bytes
 
@@ -32,7 +33,7 @@ class Request:
 
 
 class ScriptedHttp:
-    """Answers each POST with what ``answer`` makes of it, and keeps the ``requests``.
+    """Answers each request with what ``answer`` makes of it, and keeps the ``requests``.
 
     ``certificate`` and ``key``: files; with them it speaks TLS.
     """
@@ -49,15 +50,18 @@ class ScriptedHttp:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                request = Request(self.path, dict(self.headers.items()), body)
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                request = Request(self.path, self.command, dict(self.headers.items()), body)
                 outer.requests.append(request)
                 answer = outer.answer(request)
                 head = [f"HTTP/1.1 {answer.status} Scripted"]
                 head += [f"{name}: {value}" for name, value in answer.headers.items()]
                 if answer.status != 204:
                     head.append(f"Content-Length: {len(answer.body.encode())}")
-                self._put(("\r\n".join(head) + "\r\n\r\n" + answer.body).encode(), answer.drip_s)
+                shown = answer.body if self.command != "HEAD" else ""
+                self._put(("\r\n".join(head) + "\r\n\r\n" + shown).encode(), answer.drip_s)
+
+            do_PUT = do_GET = do_HEAD = do_POST
 
             def _put(self, data: bytes, drip_s: float) -> None:
                 try:
