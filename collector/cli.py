@@ -15,6 +15,7 @@ import collector
 from collector.cli_audit import audit
 from collector.cli_collection import collection
 from collector.cli_config import config
+from collector.cli_doctor import doctor
 from collector.cli_erase import archive, erase_in_spool
 from collector.cli_forwarder import forwarder
 from collector.cli_keys import keys
@@ -118,7 +119,7 @@ def send(
         sys.exit(1)
 
 
-for command in (archive, audit, collection, config, forwarder, keys, quarantine, replay, spool, status):
+for command in (archive, audit, collection, config, doctor, forwarder, keys, quarantine, replay, spool, status):
     cli.add_command(command)
 for command in (erase_in_spool, forget):
     spool.add_command(command)

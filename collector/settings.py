@@ -42,6 +42,7 @@ batch_max_age_s = 5
 FORWARDER_MODULES = {
     "amplitude": ("forwarders.amplitude", "amplitude"),
     "archive": ("forwarders.archive", "archive"),
+    "google-analytics": ("forwarders.google_analytics", "google-analytics"),
     "influxdb": ("forwarders.influxdb", "influxdb"),
     "mongodb": ("forwarders.mongodb", "mongodb"),
     "rabbitmq": ("forwarders.rabbitmq", "rabbitmq"),

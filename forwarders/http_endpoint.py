@@ -6,6 +6,7 @@ a timer shuts the connection's socket when the time is over, whatever the librar
 
 import contextlib
 import gzip
+import logging
 import socket
 import threading
 import weakref
@@ -108,6 +109,8 @@ class HttpEndpoint:
             maxsize=connections, block=True, retries=False, ca_certs=str(ca_file) if ca_file else None
         )
         self._manager.pool_classes_by_scheme = self._connections.pools
+        # It logs addresses, and one destination wants its secret there; what fails is told by NoReply.
+        logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
     def post(self, path: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> Reply:
         """Send a body and return the whole answer, whatever it says. Errors: NoReply."""
