@@ -7,6 +7,7 @@ being stopped, ``environ["collector.stopping"]`` is there.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -21,9 +22,9 @@ from collector.metrics import Counters
 from collector.pixel_rate import PixelRate
 from collector.problem import PROBLEM_TYPE, Cors, Headers, problem
 from collector.resources.answers import refused
-from collector.resources.events import EventsResource, EventsShortcut, beacon_format, event_format
+from collector.resources.events import EventsResource, EventsShortcut, RepeatedEvents, beacon_format, event_format
 from collector.resources.health import HealthcheckResource, LivenessResource, MetricsResource, ReadinessResource
-from collector.resources.pixel import PixelResource, PixelShortcut
+from collector.resources.pixel import PixelResource, PixelShortcut, RepeatedPixel
 from collector.resources.robots import RobotsResource
 from collector.resources.script import DemoResource, ScriptResource
 from collector.sender import sender_reader
@@ -83,6 +84,13 @@ class CollectorApp:
                 return answer
         return self._routes(environ, start_response)
 
+    def shortcut(self, environ: dict[str, Any]) -> RepeatedPixel | RepeatedEvents | None:
+        """What answers further requests with the path and headers of this one without Falcon and WSGI, if anything."""
+        if not self._intake.is_plain:
+            return None
+        shortcut = self._shortcuts.get((environ["REQUEST_METHOD"], environ["PATH_INFO"]))
+        return shortcut.repeated(environ) if shortcut is not None else None
+
     def unwanted(self, environ: Mapping[str, Any]) -> str | None:
         """Why the body of this request is not to be read, or None: nothing is taken now, or not from this client.
 
@@ -114,8 +122,8 @@ class CollectorApp:
         """
         reason = self._intake.commit(held)
         if reason is None:
-            for record in held:
-                self._counters.count_answer(record.path, "202")
+            for path, count in Counter([record.path for record in held]).items():
+                self._counters.count_answer(path, "202", count)
         return reason
 
     def unavailable(self, environ: Mapping[str, Any], reason: str) -> tuple[str, Headers, bytes]:

@@ -23,6 +23,7 @@ class Filters:
         self._names = _compiled(settings.event_name)
         self._name_only = settings.event_name_only
         self._by_sender = any((self._host, self._path, self._ip, self._agent))
+        self.idle = not self._by_sender and not self._names
 
     def keep(self, events: list[Event], sender: Sender) -> list[Event]:
         """The events that pass."""

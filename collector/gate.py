@@ -30,6 +30,7 @@ class Gate:
         self._watermark = watermark
         self._monotonic = monotonic
         self._off: Refusal | None = None
+        self._found: Refusal | None = None
         self._looked_at = float("-inf")
 
     def refusal(self) -> Refusal | None:
@@ -38,7 +39,8 @@ class Gate:
         if now - self._looked_at >= CACHE_S:
             self._looked_at = now
             self._look()
-        return self._off or self._watermark.refusal()
+            self._found = self._off or self._watermark.refusal()
+        return self._found
 
     @property
     def is_off(self) -> bool:

@@ -17,12 +17,13 @@ from typing import Any
 from collector.environ import Environ, peer_environ
 from collector.http_parser import BAD_REQUEST, SLICE_BYTES, Refusal, RequestParser
 from collector.hub import UNAVAILABLE, Hub
-from collector.repeated_head import RepeatedHead
+from collector.repeated_head import RepeatedHead, remember
 from collector.replies import CONTINUE
 
 IDLE, HEAD, BODY, LINGER = range(4)
 
 MANY_REQUESTS = 16  # in one slice; after so many it is other connections' turn
+MISSES_MAX = 16  # then no head is remembered any more: this client has something new in each
 REPEATED_IDLE_S = 2.0  # then the repeated head is forgotten: idle connections are many
 
 TIMEOUT = "408 Request Timeout"
@@ -53,6 +54,7 @@ class Connection(asyncio.Protocol):
         self._discarded = 0
         self._unfed: list[bytes | memoryview] = []  # read, but not yet parsed
         self._kept_alive = False
+        self._misses = 0  # requests that were not like the one before
         self._repeated: RepeatedHead | None = None
 
     # The connection
@@ -113,6 +115,11 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         repeated = self._repeated
         if repeated is not None and self._phase == IDLE and self._reading and not self.closing:
+            held = repeated.take(data)
+            if held is not None:
+                self._since = self._hub.now
+                self._answer(repeated.environ, [held], repeated.reply, True, True)
+                return
             environ = repeated.environ_of(data)
             if environ is not None:
                 self._since = self._hub.now
@@ -126,15 +133,18 @@ class Connection(asyncio.Protocol):
             self._feed(data)
 
     def _feed(self, data: bytes | memoryview) -> None:
+        fresh = not self._parser.began
         if len(data) <= SLICE_BYTES:
-            self._feed_slice(data)
+            self._feed_slice(data, data if fresh else None)
             return
         view = memoryview(data)
+        requests = 0
         while view and not self.closing:
             if self._busy or self._write_paused:
                 self._unfed.insert(0, view)
                 break
-            requests = self._feed_slice(view[:SLICE_BYTES])
+            whole = data if fresh and not requests and len(view) <= SLICE_BYTES else None
+            requests = self._feed_slice(view[:SLICE_BYTES], whole)
             view = view[SLICE_BYTES:]
             if view and requests > MANY_REQUESTS:
                 self._unfed.insert(0, view)
@@ -142,10 +152,12 @@ class Connection(asyncio.Protocol):
                 break
         self._set_reading()
 
-    def _feed_slice(self, piece: bytes | memoryview) -> int:
-        """Parse it and handle the requests that are now complete; returns how many they are."""
+    def _feed_slice(self, piece: bytes | memoryview, whole: bytes | memoryview | None) -> int:
+        """Parse it and handle the requests that are now complete; returns how many they are.
+
+        ``whole``: what the first of them began with and the last ends with, if it has been here from the beginning.
+        """
         parser = self._parser
-        inside = parser.began
         parser.feed(piece)
         requests = len(parser.ready)
         if parser.began:
@@ -156,12 +168,19 @@ class Connection(asyncio.Protocol):
         else:
             self._phase = IDLE
             self._since = self._hub.now
-            if requests == 1 and not inside and parser.ready[0][1]:
-                if self._kept_alive:  # from the second request on: many connections bring only one
-                    self._repeated = RepeatedHead.of(piece, parser.ready[0][0], self._hub.limits.max_target_bytes)
-                self._kept_alive = True
+            if requests == 1 and parser.ready[0][1] and isinstance(whole, bytes):
+                self._remember(whole, parser.ready[0][0])
         self._go_on()
         return requests
+
+    def _remember(self, request: bytes, environ: Environ) -> None:
+        """Perhaps the next one has the same head."""
+        self._misses += self._repeated is not None
+        if self._kept_alive and self._misses < MISSES_MAX:  # many connections bring only one request
+            self._repeated = remember(self._hub, request, environ)
+        else:
+            self._repeated = None
+        self._kept_alive = True
 
     def _go_on(self) -> None:
         """Handle what has been parsed, as far as it is its turn."""

@@ -30,6 +30,7 @@ from collector.body_thread import BodyThread
 from collector.disk_thread import DiskThread
 from collector.environ import Environ, HeaderKeys
 from collector.limits import Limits
+from collector.repeated_head import Shortcut
 from collector.replies import Replies, WsgiApp
 from spool.condition import SYNC_STALL_S
 
@@ -49,7 +50,8 @@ Waiting = tuple["Connection", int, Environ, bool]
 class DeferringApp(Protocol):
     """A WSGI application that leaves the commit to the worker. Without ``commit`` it is an ordinary one.
 
-    One that has ``common_headers(environ)`` is asked for the headers of the worker's own answers too.
+    One that has ``common_headers(environ)`` is asked for the headers of the worker's own answers too, and one that has
+    ``shortcut(environ)`` for what answers further requests like this one (repeated_head.py), or None.
     """
 
     max_body_bytes: int
@@ -109,6 +111,7 @@ class Hub:
         self.buffered_bytes = 0
         self.bodies = BodyThread(self)
         self.access = access
+        self.shortcut: Callable[[Environ], Shortcut | None] = _nothing if access else getattr(app, "shortcut", _nothing)
         self._due = False
         self._dirty: list[Connection] = []
         self._held: list[Any] = []

@@ -10,7 +10,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from collector.gate import Gate
 from collector.metrics import Counters
@@ -18,7 +19,7 @@ from collector.receipt import Receipt
 from collector.rules import Rules
 from collector.settings import DurabilitySettings
 from formats.envelope import encode_envelope
-from formats.event import Decoded
+from formats.event import Decoded, Event
 from formats.pixel import Sender
 from spool.condition import SYNC_STALL_S
 from spool.group_commit import DiskStalled, GroupCommit
@@ -33,8 +34,7 @@ READY_STALL_S = 4.0
 DISK_STALLED = "the spool's disk does not answer"
 
 
-@dataclass(slots=True)
-class Held:
+class Held(msgspec.Struct, gc=False):
     """One request's record, on its way to the spool."""
 
     path: str
@@ -121,7 +121,7 @@ class Intake:
         return since is not None and self._monotonic() - since > limit_s
 
     def _refusal(self) -> Refusal | None:
-        if self._waits_longer_than(SYNC_STALL_S):
+        if self._at_disk_since is not None and self._waits_longer_than(SYNC_STALL_S):
             return Refusal("unhealthy", DISK_STALLED)
         found = self._gate.refusal()
         if self.writer.state == "ok" or (found and found.kind == "collection_off"):
@@ -149,11 +149,7 @@ class Intake:
         if not events:
             self._counters.count_events(source, 0, filtered, rejected)
             return receipt
-        payload = encode_envelope(source, received_ms, events)
-        if len(payload) > PAYLOAD_MAX_BYTES or len(events) > EVENTS_MAX:
-            raise TooMuch(f"{len(events)} events of {len(payload)} bytes are too much for one request")
-        durability = self._durability.get(source, self._post_durability)
-        record = Held(path, source, payload, time.time_ns(), len(events), filtered, rejected, durability)
+        record = self.record(path, source, events, received_ms, time.time_ns(), filtered, rejected)
         if held is not None:
             held.append(record)
             return receipt
@@ -166,6 +162,28 @@ class Intake:
         if reason is not None:
             raise Unavailable(reason)
         return receipt
+
+    def record(
+        self,
+        path: str,
+        source: str,
+        events: list[Event],
+        received_ms: int,
+        received_ns: int,
+        filtered: int = 0,
+        rejected: int = 0,
+    ) -> Held:
+        """What is to be held of events that no rule has to see any more. Errors: TooMuch."""
+        payload = encode_envelope(source, received_ms, events)
+        if len(payload) > PAYLOAD_MAX_BYTES or len(events) > EVENTS_MAX:
+            raise TooMuch(f"{len(events)} events of {len(payload)} bytes are too much for one request")
+        durability = self._durability.get(source, self._post_durability)
+        return Held(path, source, payload, received_ns, len(events), filtered, rejected, durability)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether no rule looks at events: all that could be read are stored as they are."""
+        return self._rules.idle
 
     @property
     def takes_all(self) -> bool:
@@ -204,12 +222,15 @@ class Intake:
 
         Returns None when all of them are in the spool, or the reason why none of them is.
         """
-        sync = self._interval_is_over()
+        durabilities = {record.durability for record in records}
+        sync = "commit" in durabilities or self._interval_is_over()
         self._at_disk_since = self._monotonic()
+        append, size = self.writer.append, 0
         try:
             for record in records:
-                self.writer.append(record.payload, record.accepted, record.received_ns)
-                sync = sync or record.durability == "commit"
+                payload = record.payload
+                append(payload, record.accepted, record.received_ns)
+                size += len(payload)
             started = time.perf_counter()
             self.writer.commit(sync=sync)
         except SpoolUnavailable as exc:
@@ -219,12 +240,17 @@ class Intake:
             self._at_disk_since = None
         counters = self._counters
         counters.observe_commit(time.perf_counter() - started)
-        counters.count_commit(len(records), sum(len(record.payload) for record in records))
+        counters.count_commit(len(records), size)
+        accepted = dict.fromkeys([record.source for record in records], 0)
         for record in records:
-            counters.count_events(record.source, record.accepted, record.filtered, record.rejected)
+            accepted[record.source] += record.accepted
+            if record.filtered or record.rejected:
+                counters.count_events(record.source, 0, record.filtered, record.rejected)
+        for source, count in accepted.items():
+            counters.count_events(source, count, 0, 0)
         if sync:
             self._unsynced_since = None
-        elif self._unsynced_since is None and any(record.durability == "interval" for record in records):
+        elif self._unsynced_since is None and "interval" in durabilities:
             self._unsynced_since = self._monotonic()
         return None
 

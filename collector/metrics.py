@@ -178,8 +178,8 @@ class Counters:
         cells[first + 1] += filtered
         cells[first + 2] += rejected
 
-    def count_answer(self, path: str, status: str | int) -> None:
-        """Count one answer; ``status`` is the code, with or without its sentence, as Falcon has it."""
+    def count_answer(self, path: str, status: str | int, n: int = 1) -> None:
+        """Count answers; ``status`` is the code, with or without its sentence, as Falcon has it."""
         key = (path, status)
         cell = self._answers.get(key)
         if cell is None:
@@ -188,7 +188,7 @@ class Counters:
             cell = self._index[f"answers_total/{door}/{code}"]
             if path in DOORS:  # never paths that clients make up
                 self._answers[key] = cell
-        self.slot.cells[cell] += 1
+        self.slot.cells[cell] += n
 
     def count_commit(self, records: int, payload_bytes: int) -> None:
         """Count a commit that succeeded."""

@@ -15,7 +15,7 @@ Judged = tuple[list[Event], int, Receipt]
 class Rules:
     """The operator's rules for events, the same at every door. Owner: one process.
 
-    ``never_refuse``: no event can fail here.
+    ``never_refuse``: no event can fail here. ``idle``: nor is any filtered or changed.
     """
 
     def __init__(self, filters: Filters, schemas: Schemas, privacy: Privacy) -> None:
@@ -23,6 +23,7 @@ class Rules:
         self._schemas = schemas
         self._privacy = privacy
         self.never_refuse = schemas.idle and privacy.idle
+        self.idle = self.never_refuse and filters.idle
 
     def may_refuse(self, name: str) -> bool:
         """Whether an event of this name can fail here although it could be read."""

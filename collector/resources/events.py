@@ -1,13 +1,14 @@
 """``POST /rest/1.0/event`` and ``POST /rest/1.0/beacon``: a body of events, judged one by one."""
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs
 
 import falcon
 
-from collector.intake import Intake, TooMuch, Unavailable
+from collector.intake import Held, Intake, TooMuch, Unavailable
 from collector.keys import Admitted, Guard
 from collector.problem import Cors, Headers
 from collector.receipt import Receipt
@@ -168,14 +169,8 @@ class EventsShortcut:
     def answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes] | None:
         """Hold the events and start the reply, or None."""
         held = environ.get("collector.held")
-        if (
-            held is None
-            or environ.get("CONTENT_TYPE") != "application/json"
-            or environ["QUERY_STRING"]
-            or int(environ.get("CONTENT_LENGTH") or SHORTCUT_MAX_BYTES + 1) > SHORTCUT_MAX_BYTES
-            or "HTTP_CONTENT_ENCODING" in environ
-            or "HTTP_PREFER" in environ
-        ):
+        size = int(environ.get("CONTENT_LENGTH") or SHORTCUT_MAX_BYTES + 1)
+        if held is None or size > SHORTCUT_MAX_BYTES or not self._is_plain(environ):
             return None
         stream = environ["wsgi.input"]
         body = stream.read()
@@ -191,8 +186,51 @@ class EventsShortcut:
         )
         return [b""]
 
+    def repeated(self, environ: dict[str, Any]) -> "RepeatedEvents | None":
+        """What answers further bodies with the headers and the path of this one."""
+        if not self._is_plain(environ):
+            return None
+        return RepeatedEvents(self._intake, environ["PATH_INFO"], self._headers(environ))
+
+    def _is_plain(self, environ: dict[str, Any]) -> bool:
+        """Whether nothing but the body says what is wanted."""
+        return (
+            environ.get("CONTENT_TYPE") == "application/json"
+            and not environ["QUERY_STRING"]
+            and "HTTP_CONTENT_ENCODING" not in environ
+            and "HTTP_PREFER" not in environ
+        )
+
     def _headers(self, environ: dict[str, Any]) -> Headers:
         return [("Content-Type", "text/plain"), *self._cors.headers(environ)]
+
+
+class RepeatedEvents:
+    """Bodies of JSON events of which all but the body is known: neither environ nor WSGI call is made for them.
+
+    Only where no rule looks at events (`Intake.is_plain`).
+    """
+
+    status = falcon.HTTP_202
+    content = b""
+
+    def __init__(self, intake: Intake, path: str, headers: Headers) -> None:
+        self._intake = intake
+        self._path = path
+        self.headers = headers
+
+    def take(self, query: str, body: bytes) -> Held | None:
+        """The record of one body, or None."""
+        intake = self._intake
+        if len(body) > SHORTCUT_MAX_BYTES or intake.refusal() is not None:
+            return None
+        received_ns = time.time_ns()
+        received_ms = received_ns // 1_000_000
+        decoded = decode_json(body, Defaults(time_ms=received_ms))
+        if decoded.failed or not decoded.events:
+            return None
+        intake.count_body(len(body))
+        return intake.record(self._path, "json", decoded.events, received_ms, received_ns)
 
 
 def _defaults(query: str, now_ms: int, failures_kept: int) -> Defaults:

@@ -1,17 +1,18 @@
 """``GET /1`` and ``GET /2``: one event in the query string, answered with a picture of one pixel."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import falcon
 
-from collector.intake import Intake, Unavailable
+from collector.intake import Held, Intake, Unavailable
 from collector.pixel_rate import PixelRate
 from collector.problem import Cors, Headers
 from collector.resources.answers import NOT_CACHED, PIXEL, malformed, preflight_headers, too_many, unavailable
 from collector.sender import SenderReader
 from formats.event import Decoded, FormatError
-from formats.pixel import parse_pixel
+from formats.pixel import Sender, parse_pixel
 
 
 class PixelResource:
@@ -94,5 +95,56 @@ class PixelShortcut:
         start_response(falcon.HTTP_202, headers)
         return [PIXEL]
 
+    def repeated(self, environ: dict[str, Any]) -> "RepeatedPixel":
+        """What answers further pixels with the headers and the path of this one."""
+        sender = self._sender_of(environ)
+        path, headers = environ["PATH_INFO"], self._headers(environ)
+        return RepeatedPixel(self._intake, self._rate, self._source, path, sender, headers, base64=self._base64)
+
     def _headers(self, environ: dict[str, Any]) -> Headers:
         return [("Content-Type", "image/gif"), ("Cache-Control", NOT_CACHED), *self._cors.headers(environ)]
+
+
+class RepeatedPixel:
+    """Pixels of which all but the query is known: neither environ nor WSGI call is made for them.
+
+    A third of the CPU that `PixelShortcut` costs the worker. Only where no rule looks at events (`Intake.is_plain`).
+    """
+
+    status = falcon.HTTP_202
+    content = PIXEL
+
+    def __init__(
+        self,
+        intake: Intake,
+        rate: PixelRate | None,
+        source: str,
+        path: str,
+        sender: Sender,
+        headers: Headers,
+        *,
+        base64: bool,
+    ) -> None:
+        self._intake = intake
+        self._rate = rate
+        self._source = source
+        self._path = path
+        self._referer, self._user_agent = sender.referer, sender.user_agent
+        self._client_ip, self._opted_out = sender.client_ip, sender.opted_out
+        self._base64 = base64
+        self.headers = headers
+
+    def take(self, query: str, body: bytes) -> Held | None:
+        """The record of one pixel, or None."""
+        intake, client_ip = self._intake, self._client_ip
+        if intake.refusal() is not None:
+            return None
+        received_ns = time.time_ns()
+        sender = Sender(received_ns // 1_000_000, self._referer, self._user_agent, client_ip, self._opted_out)
+        try:
+            event = parse_pixel(query, base64=self._base64, sender=sender)
+        except FormatError:
+            return None
+        if self._rate is not None and self._rate.take(client_ip):
+            return None
+        return intake.record(self._path, self._source, [event], sender.received_ms, received_ns)

@@ -11,6 +11,7 @@ import pytest
 
 from formats.event import Event, PayloadKind
 from formats.event_json import EventJson
+from tests.collector.worker_server import Client, Reply
 from tests.services.collector import RunningCollector, stored_events
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "ning.json").read_text())
@@ -85,6 +86,40 @@ def test_a_published_case_is_answered_and_stored_as_it_says(collector: RunningCo
     assert len(events) == len(expected["events"])
     for event, wanted in zip(events, expected["events"], strict=True):
         assert_is(event, wanted, int(time.time() * 1000))
+
+
+def as_bytes(request: dict[str, Any]) -> bytes:
+    body = bytes.fromhex(request["body_hex"]) if "body_hex" in request else request.get("body_text", "").encode()
+    target = request["path"] + (f"?{request['query']}" if request["query"] else "")
+    lines = [f"{request['method']} {target} HTTP/1.1", "Host: a", *map(": ".join, request["headers"].items())]
+    if request["method"] == "POST":
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+def test_a_published_case_is_answered_and_stored_alike_each_time_that_a_connection_repeats_it(
+    collector: RunningCollector,
+) -> None:
+    """From the third time on the request needs no parser, and where there is a shortcut no environ either."""
+    for case in CASES:
+        if case in REFUSED:
+            continue
+        before = {event.id for event in stored_events(collector.spool)}
+        replies: list[Reply] = []
+        with Client(collector.port) as client:
+            for _ in range(4):
+                replies.append(client.ask(as_bytes(case["request"])))
+                if replies[-1].headers.get("connection") == "close":
+                    break
+        for reply in replies:
+            reply.headers.pop("date")
+        assert [reply for reply in replies if reply != replies[0]] == [], case["id"]
+        assert replies[0].status == case["expect"]["status"]
+        events = [event for event in stored_events(collector.spool) if event.id not in before]
+        wanted = case["expect"]["events"] * len(replies)
+        assert len(events) == len(wanted), case["id"]
+        for event, expected in zip(events, wanted, strict=True):
+            assert_is(event, expected, int(time.time() * 1000))
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case["id"])

@@ -1,4 +1,4 @@
-"""A request is answered and stored alike, whether it takes the shortcut or goes through Falcon."""
+"""A request is answered and stored alike, whether it takes a shortcut or goes through Falcon."""
 
 import contextlib
 import io
@@ -41,8 +41,10 @@ HEADERS: list[dict[str, str]] = [
 
 
 @contextlib.contextmanager
-def application(base: Path, *, strict: bool = True, **http: str) -> Iterator[CollectorApp]:
-    settings = {"COLLECTOR_SPOOL__PATH": str(base / "spool"), "COLLECTOR_FILTERS__EVENT_NAME": '["^Dropped$"]'}
+def application(base: Path, *, strict: bool = True, filters: bool = True, **http: str) -> Iterator[CollectorApp]:
+    settings = {"COLLECTOR_SPOOL__PATH": str(base / "spool")}
+    if filters:
+        settings["COLLECTOR_FILTERS__EVENT_NAME"] = '["^Dropped$"]'
     settings |= {"COLLECTOR_SPOOL__MIN_FREE_BYTES": "0"} | {f"COLLECTOR_HTTP__{key}": http[key] for key in http}
     if strict:
         settings["COLLECTOR_EVENTS__Strict__REQUIRED"] = '["1"]'
@@ -55,6 +57,23 @@ def application(base: Path, *, strict: bool = True, **http: str) -> Iterator[Col
 def app(tmp_path: Path) -> Iterator[CollectorApp]:
     with application(tmp_path) as app:
         yield app
+
+
+def repeated(app: CollectorApp) -> Any:
+    """The application as it answers a connection that repeats its headers."""
+
+    def wsgi(environ: dict[str, Any], start_response: Any) -> Any:
+        shortcut = app.shortcut(environ)
+        body = environ["wsgi.input"].read()
+        record = shortcut.take(environ["QUERY_STRING"], body) if shortcut else None
+        if shortcut is None or record is None:
+            environ["wsgi.input"] = io.BytesIO(body)
+            return app(environ, start_response)
+        environ["collector.held"].append(record)
+        start_response(shortcut.status, shortcut.headers)
+        return [shortcut.content]
+
+    return wsgi
 
 
 def ask(wsgi: Any, path: str, query: str, headers: dict[str, str]) -> tuple[Any, list[Any]]:
@@ -108,6 +127,18 @@ def test_the_shortcut_and_falcon_give_the_same(
     assert ask(app, path, query, headers) == ask(app._routes, path, query, headers)
 
 
+@pytest.mark.parametrize("headers", HEADERS, ids=["plain", "origin", "browser"])
+@pytest.mark.parametrize("path", ["/1", "/2"])
+@pytest.mark.parametrize("filters", [False, True])
+def test_a_repeated_pixel_is_answered_and_stored_alike(
+    tmp_path: Path, headers: dict[str, str], path: str, filters: bool
+) -> None:
+    with application(tmp_path, strict=False, filters=filters) as app:
+        assert (app.shortcut({"REQUEST_METHOD": "GET", "PATH_INFO": path}) is None) is filters
+        for query in QUERIES:
+            assert ask(repeated(app), path, query, headers) == ask(app._routes, path, query, headers)
+
+
 @pytest.mark.parametrize("query", ["v=Hello,sWorld", "v=E,4x"])
 @pytest.mark.parametrize("headers", HEADERS, ids=["plain", "origin", "browser"])
 def test_both_give_the_same_to_pages_that_may_not_read_it(tmp_path: Path, query: str, headers: dict[str, str]) -> None:
@@ -121,20 +152,21 @@ def test_both_give_the_same_to_pages_that_may_not_read_it(tmp_path: Path, query:
 
 @pytest.mark.parametrize("headers", HEADERS, ids=["plain", "origin", "browser"])
 def test_both_hold_a_client_to_its_rate(tmp_path: Path, headers: dict[str, str]) -> None:
-    with application(tmp_path, pixel_rate_per_s="0.001", pixel_burst="2") as app:
-        for wsgi in (app, app._routes):
+    with application(tmp_path, strict=False, filters=False, pixel_rate_per_s="0.001", pixel_burst="3") as app:
+        for wsgi in (app, app._routes, repeated(app)):
             (status, _, _), records = ask(wsgi, "/1", "v=Hello,", headers)
             assert (status, len(records)) == ("202 Accepted", 1)
 
         for query in ("v=Hello,", "v=E,4x"):
             answer, records = ask(app, "/1", query, headers)
             assert (answer, records) == ask(app._routes, "/1", query, headers)
+            assert (answer, records) == ask(repeated(app), "/1", query, headers)
             assert (answer[0], records) == ("429 Too Many Requests", [])
             assert 990 <= int(answer[1]["retry-after"]) <= 1000
             assert answer[1]["access-control-allow-origin"] == headers.get("HTTP_ORIGIN", "*")
         assert ask(app, "/2", "v=Hello,", headers | {"REMOTE_ADDR": "192.0.2.8"})[0][0] == "202 Accepted"
         counted = read_all(tmp_path / "spool" / "_metrics").http
-        assert counted["answers_total/pixel/429"] == 4
+        assert counted["answers_total/pixel/429"] == 6
         assert counted["events_total/get_v1/rejected"] == 0
 
 
@@ -170,15 +202,17 @@ JSON = {"CONTENT_TYPE": "application/json"}
         ("date=never", JSON),
     ],
 )
-@pytest.mark.parametrize("strict", [False, True])
-def test_a_body_is_answered_and_stored_alike(tmp_path: Path, strict: bool, query: str, headers: dict[str, str]) -> None:
+@pytest.mark.parametrize(("strict", "filters"), [(False, False), (False, True), (True, True)])
+def test_a_body_is_answered_and_stored_alike(
+    tmp_path: Path, strict: bool, filters: bool, query: str, headers: dict[str, str]
+) -> None:
     def counted() -> dict[str, int]:
         return read_all(tmp_path / "spool" / "_metrics").http
 
-    with application(tmp_path, strict=strict) as app:
+    with application(tmp_path, strict=strict, filters=filters) as app:
         for body in BODIES:
             before = counted()
-            short = post(app, query, body, headers)
+            short = post(app if filters else repeated(app), query, body, headers)
             between = counted()
             assert short == post(app._routes, query, body, headers)
             after = counted()
@@ -193,6 +227,8 @@ def test_a_good_body_takes_the_shortcut_and_with_a_key_or_a_schema_none_does(tmp
         assert ("POST", "/rest/1.0/event") in app._shortcuts
         (status, _, _), records = post(app, "", GOOD, JSON)
         assert (status, len(records)) == ("202 Accepted", 1)
+    with application(tmp_path, strict=False, filters=False) as app:
+        assert app.shortcut({"REQUEST_METHOD": "POST", "PATH_INFO": "/rest/1.0/event", "QUERY_STRING": "", **JSON})
     with application(tmp_path) as app:
         assert ("POST", "/rest/1.0/event") not in app._shortcuts
 
@@ -206,10 +242,10 @@ def test_both_refuse_alike(tmp_path: Path) -> None:
         assert all(5 <= wait <= 30 for wait in waits)
         return asked, {name: after[name] - before[name] for name in after if after[name] != before[name]}
 
-    with application(tmp_path, strict=False) as app:
+    with application(tmp_path, strict=False, filters=False) as app:
         Switch.collection(SpoolDirectory.open(tmp_path / "spool")).turn_off("moving")
 
-        assert refused(app) == refused(app._routes)
+        assert refused(app) == refused(app._routes) == refused(repeated(app))
         assert refused(app)[0][0][0][0] == "503 Service Unavailable"
         assert refused(app)[1]["refused_requests_total/collection_off"] == 4
 

@@ -3,6 +3,7 @@
 import tracemalloc
 from itertools import pairwise
 
+import pytest
 import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from collector.environ import HTTP_11
 from collector.http_parser import RequestParser
 from collector.hub import Hub
 from collector.limits import Limits
-from collector.repeated_head import RepeatedHead
+from collector.repeated_head import remember
 
 HEADERS = st.lists(
     st.sampled_from([b"X-A: 1", b"Cookie: a=b", b"X_B: 2", b"X-C:  c \t", b"Accept: */*", b"Origin: https://a"]),
@@ -74,21 +75,74 @@ def test_how_the_bytes_are_cut_changes_nothing(stream: bytes, cuts: list[int]) -
     assert parse(stream, cuts) == parse(stream, [])
 
 
+def read_again(known: bytes, wanted: bytes) -> tuple[object, object, object]:
+    """What stands in for parsing ``wanted`` after ``known``, or None; and what the parser makes of ``wanted``."""
+    loop = uvloop.new_event_loop()
+    try:
+        hub = Hub(plain, Limits(), loop, None)
+        parser = RequestParser(hub, {"SERVER_PROTOCOL": HTTP_11})
+        parser.feed(known)
+        repeated = remember(hub, known, parser.ready[0][0]) if parser.ready else None
+        environ = repeated.environ_of(wanted) if repeated else None
+    finally:
+        loop.close()
+    if environ is None:
+        return None, None, None
+    body = environ.pop("wsgi.input").read()
+    return [(environ, True, body)], *parse(wanted, [])
+
+
 @settings(max_examples=150, deadline=None)
 @given(HEADERS, TARGETS, st.one_of(TARGETS, st.binary(max_size=20)))
 def test_a_repeated_head_gives_what_the_parser_gives(headers: list[bytes], first: bytes, second: bytes) -> None:
     known, wanted = (request(b"GET %b HTTP/1.1" % target, headers) for target in (first, second))
-    requests, _ = parse(known, [])
-    expected, refusal = parse(wanted, [])
-    if not requests:
-        return
-    repeated = RepeatedHead.of(known, requests[0][0], Limits().max_target_bytes)
 
-    environ = repeated.environ_of(wanted) if repeated else None
+    requests, expected, refusal = read_again(known, wanted)
 
-    if environ is not None:
-        environ.pop("wsgi.input")
-        assert ([(environ, True, b"")], None) == (expected, refusal)
+    assert requests is None or (requests, None) == (expected, refusal)
+
+
+LENGTH_LINES = st.sampled_from(
+    [
+        b"Content-Length: %d",
+        b"content-length:%d",
+        b"CONTENT-LENGTH: %d",
+        b"Content-Length: %d ",
+        b"X: content-length: %d",
+    ]
+)
+BODIES = st.one_of(
+    st.binary(max_size=5), st.sampled_from([b"", b"{}", b"x" * 100, b"\r\n\r\n", b"\r\nHost: b\r\n\r\n"])
+)
+DIGITS = st.one_of(st.none(), st.sampled_from([b"1 ", b"+2", b"0", b"007", b"99999999999", b"0x2", b"2,2", b""]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(HEADERS, LENGTH_LINES, BODIES, BODIES, DIGITS, st.sampled_from([b"", b"GET / HTTP/1.1", b"\r\n"]))
+def test_a_repeated_head_with_a_body_gives_what_the_parser_gives(
+    headers: list[bytes], line: bytes, first: bytes, second: bytes, digits: bytes | None, more: bytes
+) -> None:
+    def post(length: bytes, body: bytes) -> bytes:
+        return request(b"POST /p?q HTTP/1.1", [*headers, line.replace(b"%d", length)], body)
+
+    known = post(b"%d" % len(first), first)
+    wanted = post(digits if digits is not None else b"%d" % len(second), second) + more
+
+    requests, expected, refusal = read_again(known, wanted)
+
+    assert requests is None or (requests, None) == (expected, refusal)
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: %d", b"content-length: %d", b"Content-length:%d"])
+def test_a_body_of_another_length_needs_no_parser(length: bytes) -> None:
+    known, wanted = (
+        request(b"POST /p HTTP/1.1", [b"X-A: 1", length % len(body), b"X-B: 2"], body) for body in (b"ab", b"x" * 1000)
+    )
+
+    requests, expected, _ = read_again(known, wanted)
+
+    assert requests is not None
+    assert requests == expected
 
 
 def test_a_body_in_tiny_chunks_takes_no_more_memory_than_its_bytes() -> None:
