@@ -21,18 +21,28 @@ msgspec's hands at once, which does not let other threads run meanwhile.
 
 import json
 import re
-from collections.abc import Iterator
-from itertools import accumulate
+from collections.abc import Iterable, Iterator
+from itertools import repeat
 from typing import Annotated
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from formats.event import TIME_MAX_MS, TIME_MIN_MS, Decoded, Defaults, Event, FormatError, PayloadKind, check_name
+from formats.event import (
+    TIME_MAX_MS,
+    TIME_MIN_MS,
+    Decoded,
+    Defaults,
+    Event,
+    FormatError,
+    Granularity,
+    PayloadKind,
+    check_name,
+)
+from formats.json_depth import DEPTH_MAX, are_shallow, is_shallow
 from formats.json_split import PIECE_BYTES, JsonSyntaxError, elements, end_of_space, pieces
 from formats.times import granularity_of, time_of
 
-DEPTH_MAX = 64  # levels of a payload; itself is the first
 SPLIT_AT_ONCE_BYTES = 1024 * 1024
 SHORTEST_EVENT_BYTES = len(b'{"payload":{}}')
 _MANY, _SMALL_BYTES = 1000, 16  # events of a piece, and bytes of their payloads
@@ -44,12 +54,8 @@ _LONE_SURROGATE = re.compile(
 _NO_OBJECT = "the payload is not an object"
 _TOO_DEEP = f"the payload is nested deeper than {DEPTH_MAX} levels"
 _NO_EVENT = "not an object with eventName and payload"
-_SHALLOW_BYTES = len(b'{"":}') * DEPTH_MAX  # a deeper payload is larger, when each [ counts like an object's 5 bytes
 _ARRAY_BEGINS, _OBJECT_BEGINS, _BACKSLASH = b"[{\\"
-_LEVELS_AT_ONCE = 65_536
 _BOM_BEGINS = (b"\xef", b"\xfe", b"\xff")
-_STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
-_NEITHER_BRACKET_NOR_QUOTE = bytes(set(range(256)) - set(b'"[]{}'))
 
 
 class _Envelope(msgspec.Struct, gc=False):
@@ -80,6 +86,7 @@ class _UsualEnvelope(msgspec.Struct, gc=False):
 _ENVELOPE = msgspec.json.Decoder(_Envelope)
 _ENVELOPES = msgspec.json.Decoder(list[_Envelope])
 _WHEN = msgspec.json.Decoder(_When)
+_USUAL_WHEN = msgspec.json.Decoder(_UsualWhen)
 _USUAL = msgspec.json.Decoder(_UsualEnvelope)
 _USUALS = msgspec.json.Decoder(list[_UsualEnvelope])
 _VALUE = msgspec.json.Decoder(Raw)
@@ -94,6 +101,9 @@ def decode_json(body: bytes, defaults: Defaults) -> Decoded:
     except UnicodeDecodeError as exc:
         decoded.fail(f"the body is not {exc.encoding} text", 0)
         return decoded
+    if body.startswith(b"{") and len(body) <= PIECE_BYTES and (event := _only_event(body, defaults)):
+        decoded.events = [event]
+        return decoded
     reader = _Reader(body, defaults)
     try:
         if len(body) <= PIECE_BYTES:
@@ -105,6 +115,24 @@ def decode_json(body: bytes, defaults: Defaults) -> Decoded:
         decoded.events = []
         _decode_each(body, reader, decoded)
     return decoded
+
+
+def _only_event(body: bytes, defaults: Defaults) -> Event | None:
+    """The event of a body that is one good event, as `_Reader` would make it; None: look closer."""
+    try:
+        if not body.isascii():
+            body.decode()
+        envelope = _ENVELOPE.decode(body)
+        payload = bytes(envelope.payload)
+        when = _USUAL_WHEN.decode(payload)
+        name = envelope.eventName
+        granularity = granularity_of(when.eventGranularity, defaults.granularity)
+        if isinstance(name, UnsetType) or not is_shallow(payload):
+            return None
+        check_name(name)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, FormatError):
+        return None
+    return Event(name, defaults.time_ms if when.eventDate is None else when.eventDate, granularity, _JSON, payload)
 
 
 class _Reader:
@@ -155,24 +183,18 @@ class _Reader:
             payloads = [known.setdefault(payload, payload) for payload in payloads]  # an object each takes more room
         if dated is None and {payload[0] for payload in payloads} != {_OBJECT_BEGINS}:
             raise FormatError(_NO_OBJECT)
-        if not all(map(is_shallow, [each for each in payloads if len(each) + 3 * each.count(b"[") > _SHALLOW_BYTES])):
+        if not are_shallow(payloads):
             raise FormatError(_TOO_DEEP)
-        if dated is None:
-            return [
-                Event(name, default_ms, granularity, _JSON, each) for name, each in zip(names, payloads, strict=True)
-            ]
-        whens = [each.payload for each in dated]
-        granularities = {text: granularity_of(text, granularity) for text in {when.eventGranularity for when in whens}}
-        return [
-            Event(
-                name,
-                default_ms if when.eventDate is None else when.eventDate,
-                granularities[when.eventGranularity],
-                _JSON,
-                payload,
-            )
-            for name, payload, when in zip(names, payloads, whens, strict=True)
-        ]
+        times: Iterable[int] = repeat(default_ms)
+        granularities: Iterable[Granularity] = repeat(granularity)
+        if dated is not None:
+            whens = [each.payload for each in dated]
+            times = [default_ms if (date := when.eventDate) is None else date for when in whens]
+            texts = [when.eventGranularity for when in whens]
+            if texts.count(None) != len(texts):
+                meant = {text: granularity_of(text, granularity) for text in set(texts)}
+                granularities = map(meant.__getitem__, texts)
+        return list(map(Event, names, times, granularities, repeat(_JSON), payloads))
 
     def _name(self, name: str | UnsetType) -> str:
         """The name that an event has. Errors: FormatError."""
@@ -281,27 +303,6 @@ def _broken(element: bytes, error: msgspec.DecodeError) -> FormatError:
     if _LONE_SURROGATE.search(element.replace(b"\\\\", b"__")):
         return FormatError("an escape of the event is half of a surrogate pair")
     return JsonSyntaxError(str(error))
-
-
-def is_shallow(payload: bytes) -> bool:
-    """Whether a payload, known to be JSON, is nested at most DEPTH_MAX levels."""
-    size = len(payload)
-    if size + 3 * payload.count(b"[") <= _SHALLOW_BYTES:
-        return True  # no room for so many brackets
-    if size - len(payload.translate(None, b"[{")) <= DEPTH_MAX:
-        return True
-    if _BACKSLASH in payload:
-        payload = payload.replace(b"\\\\", b"").replace(b'\\"', b"")
-    skeleton = payload.translate(None, _NEITHER_BRACKET_NOR_QUOTE).replace(b'""', b"")
-    if b'"' in skeleton:  # some strings have brackets in them
-        skeleton = b"".join(skeleton.split(b'"')[::2])
-    level = 0
-    for start in range(0, len(skeleton), _LEVELS_AT_ONCE):  # other threads wait while one call goes through millions
-        levels = list(accumulate(map(_STEP.__getitem__, skeleton[start : start + _LEVELS_AT_ONCE]), initial=level))
-        if max(levels) > DEPTH_MAX:
-            return False
-        level = levels[-1]
-    return True
 
 
 def _as_utf8(body: bytes) -> bytes:

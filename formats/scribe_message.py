@@ -32,7 +32,7 @@ from formats.event import (
     PayloadKind,
     check_name,
 )
-from formats.json_body import is_shallow
+from formats.json_depth import is_shallow
 from formats.packed_fields import PACKED_FROM_BYTES, pack
 from formats.thrift_body import decode_struct
 from formats.thrift_call import LIST, STRING, STRUCT, skip

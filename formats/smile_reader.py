@@ -25,7 +25,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from formats.json_body import DEPTH_MAX
+from formats.json_depth import DEPTH_MAX
 from formats.smile_shared import SMALL_BYTES, Shared, short_name
 from formats.smile_tokens import NOT_UTF8, READERS, BrokenBody, long_text_end, quoted
 

@@ -431,3 +431,29 @@ def test_one_bad_event_of_a_large_body_is_the_only_one_that_fails(bad: bytes, fa
 
     assert (decoded.failed, decoded.failures[0].at) == (failed, at)
     assert [event.payload for event in decoded.events] == [b'{"n":%d}' % n for n in good]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'{"eventName": "A", "payload": {}}',
+        b'{"payload": {"eventDate": 12, "eventGranularity": "daily"}, "eventName": "A"}',
+        b'{"eventName": "A", "payload": {"eventDate": "2009-01-02T03:04:05Z"}}',
+        b'{"eventName": "A", "payload": {"eventDate": 1e300}}',
+        b'{"eventName": "A", "payload": {"eventGranularity": "never"}}',
+        b'{"eventName": "A", "payload": {"eventDate": 1, "\\u0065ventDate": 2}}',
+        b'{"eventName": "", "payload": {}}',
+        b'{"eventName": "\\u0000", "payload": {}}',
+        b'{"eventName": "A", "payload": []}',
+        b'{"eventName": "A", "payload": {"a": ' + b"[" * 63 + b"]" * 63 + b"}}",
+        b'{"eventName": "A", "payload": {"a": ' + b"[" * 64 + b"]" * 64 + b"}}",
+        b'{"eventName": "A", "payload": {"a": "\\ud800"}}',
+        b'{"eventName": "A", "payload": {"a": "\xff"}}',
+        b'{"payload": {}}',
+        b'{"eventName": "A"}',
+    ],
+)
+def test_an_event_alone_is_read_as_in_an_array(event: bytes) -> None:
+    alone, listed = decode_json(event, NOW), decode_json(b" [" + event + b"]", NOW)
+
+    assert (alone.events, alone.failed) == (listed.events, listed.failed)
