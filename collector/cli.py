@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, BinaryIO, TextIO
 import click
 
 import collector
+from collector.cli_archive import archive
 from collector.cli_audit import audit
 from collector.cli_collection import collection
 from collector.cli_config import config
 from collector.cli_doctor import doctor
-from collector.cli_erase import archive, erase_in_spool
+from collector.cli_erase import erase_in_archive, erase_in_spool
 from collector.cli_forwarder import forwarder
 from collector.cli_keys import keys
 from collector.cli_quarantine import quarantine
@@ -123,6 +124,7 @@ for command in (archive, audit, collection, config, doctor, forwarder, keys, qua
     cli.add_command(command)
 for command in (erase_in_spool, forget):
     spool.add_command(command)
+archive.add_command(erase_in_archive)
 
 
 def main() -> None:

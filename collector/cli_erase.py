@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from collector.cli_archive import archives
 from collector.cli_output import progress
 from collector.cli_settings import Failed, dry_run_option, json_option, settings_option
 from collector.cli_spool import open_spool
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
 
 DRAFT_S = 10.0
 _SEAL_S = 5.0
-
-
-@click.group()
-def archive() -> None:
-    """The files of archive forwarders."""
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,27 +69,27 @@ def erase_in_spool(settings: "Settings", field: str, value: str, dry_run: bool, 
     _say(found, dry_run, as_json)
 
 
-@archive.command("erase")
+@click.command("erase")
 @_options
 def erase_in_archive(settings: "Settings", field: str, value: str, dry_run: bool, as_json: bool) -> None:
-    """Erase the events in which FIELD has VALUE from the files of every archive forwarder (.gz and .zst too).
+    """Erase the events in which FIELD has VALUE from the files of every archive forwarder, compacted ones too.
 
     Lines go, all others stay byte for byte. Works beside a running collector; what is still in the spool comes later,
-    so erase there first (collector spool erase). Interrupted, it is done again.
+    so erase there first (collector spool erase). Interrupted, it is done again. Old versions of objects, where a bucket
+    keeps them, are not ours to delete.
     """
-    from collector.erase_archive import ErasedLines, archive_files, erase_lines
-    from forwarders.archive import Settings as ArchiveSettings
+    from collector.erase_archive import ErasedLines, erase_lines
 
     match = _match(settings, field, value)
     total = ErasedLines()
-    for own in {each.own for each in settings.forwarders if isinstance(each.own, ArchiveSettings)}:
-        if own.is_url:
-            total.left.append(f"{own.path}: is not looked at: nothing can be erased from an object store yet")
-            continue
-        path = Path(own.path)
-        if not dry_run:
-            total.left += [f"{draft}: is still being written; do it again" for draft in _drafts_left(settings, path)]
-        found = erase_lines(path, match, progress(archive_files(path), "reading"), dry_run=dry_run)
+    for own, store, _ in archives(settings, None):
+        if not dry_run and not own.is_url:
+            drafts = _drafts_left(settings, Path(own.path))
+            total.left += [f"{draft}: is still being written; do it again" for draft in drafts]
+        try:
+            found = erase_lines(store, match, dry_run=dry_run, progress=lambda items: progress(items, "reading"))
+        except BlockingIOError as exc:
+            raise InUse(f"{store}: is being compacted; do it again when that is over") from exc
         total.files, total.events = total.files + found.files, total.events + found.events
         total.left += found.left
     _say(total, dry_run, as_json)

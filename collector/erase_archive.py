@@ -1,20 +1,23 @@
 """Erase a person's events from archive files: their lines go, all others stay byte for byte.
 
-A file is written anew beside the old one, synced, and renamed over it; one in which nothing is left is deleted. Works
+A file of lines is written anew and put in place of the old one; one in which nothing is left is deleted. A compacted
+file is replaced through its manifest. What counts for nobody (forwarders/archive_compact.py) is deleted first. Works
 beside a flusher: a file of the archive is never changed once it has its name.
 """
 
-import contextlib
-import os
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from collector.person import Match
+from forwarders.archive_compact import Compactor
+from forwarders.archive_files import SUFFIXES, Unreadable, compression_of, compressor_for, lines
+from forwarders.archive_lines import event_lines
+from forwarders.archive_manifest import MANIFESTS, Manifest, newest
+from forwarders.archive_store import TMP, Store, Stored
 
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-_DRAFT = "erase~"
+OURS = "compact"
 
 
 @dataclass
@@ -26,94 +29,98 @@ class ErasedLines:
     left: list[str] = field(default_factory=list)
 
 
-def archive_files(root: Path) -> list[Path]:
-    """The files of an archive, those that are being written not among them."""
-    found = (path for path in root.rglob("*.jsonl*") if path.name.endswith(_SUFFIXES) and not path.is_symlink())
-    return sorted(path for path in found if ".tmp" not in path.relative_to(root).parts)
-
-
 def drafts_in(root: Path) -> dict[Path, int]:
     """The files that forwarders are writing, or were when they were killed, with their inodes."""
     found = {}
-    for path in (root / ".tmp").glob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            if not path.name.startswith(_DRAFT):
-                found[path] = path.lstat().st_ino
-    return found
-
-
-def erase_lines(root: Path, match: Match, files: Iterable[Path], *, dry_run: bool = False) -> ErasedLines:
-    """Erase the events of ``files`` below ``root`` that match. Errors: OSError; then do it again."""
-    import zstandard
-
-    found = ErasedLines()
-    for draft in [] if dry_run else list((root / ".tmp").glob(f"{_DRAFT}*")):
-        draft.unlink()
-    for path in files:
+    for path in (root / TMP).glob("*"):
         try:
-            lines = _lines(path)
+            if not path.name.startswith(OURS):
+                found[path] = path.lstat().st_ino
         except FileNotFoundError:
             continue
-        except (ValueError, EOFError, zlib.error, zstandard.ZstdError) as exc:
-            found.left.append(f"{path}: {exc}")
-            continue
-        kept = []
-        for number, line in enumerate(lines, 1):
-            try:
-                if match.line(line):
-                    continue
-            except (ValueError, RecursionError):
-                if match.stands_in(line):
-                    found.left.append(f"{path}:{number}: not an event, with the value in it")
-            kept.append(line)
-        if len(kept) < len(lines):
-            found.files += 1
-            found.events += len(lines) - len(kept)
-            if not dry_run:
-                _replace(root, path, kept)
     return found
 
 
-def _lines(path: Path) -> list[bytes]:
-    import gzip
+def erase_lines(
+    store: Store, match: Match, *, dry_run: bool = False, progress: Callable[[Sequence[Any]], Iterable[Any]] = iter
+) -> ErasedLines:
+    """Erase the events that match from all files. Errors: OSError: do it again; BlockingIOError: compaction runs."""
+    found = ErasedLines()
+    with store.locked() as exclusive:
+        compactor = Compactor(store, exclusive=exclusive)
+        by_directory: dict[str, list[Stored]] = {
+            directory: [] for directory in newest(each.name for each in store.files(MANIFESTS))
+        }
+        for each in store.files():
+            if each.name.endswith(SUFFIXES):
+                by_directory.setdefault(each.name.rpartition("/")[0], []).append(each)
+        for directory, stored in progress(sorted(by_directory.items())):
+            try:
+                manifest = compactor.state(directory)[0] if dry_run else compactor.tidy(directory, stored)
+            except Unreadable as exc:
+                found.left.append(str(exc))
+                continue
+            for each in stored:
+                base = each.name.rpartition("/")[2]
+                if manifest.counts(base) and not any(part.name == base for part in manifest.files):
+                    _erase_from_file(store, each.name, match, found, dry_run=dry_run)
+            if manifest.files:
+                _erase_from_compacted(store, compactor, directory, manifest, match, found, dry_run=dry_run)
+    return found
 
-    import zstandard
 
-    data = path.read_bytes()
-    if path.name.endswith(".gz"):
-        data = gzip.decompress(data)
-    elif path.name.endswith(".zst"):
-        data = zstandard.ZstdDecompressor().decompressobj().decompress(data)
-    return data.splitlines(keepends=True)
-
-
-def _replace(root: Path, path: Path, lines: Sequence[bytes]) -> None:
-    if not lines:
-        path.unlink()
-    else:
-        (root / ".tmp").mkdir(exist_ok=True)
-        draft = root / ".tmp" / f"{_DRAFT}{os.getpid()}"
-        mode = path.stat().st_mode & 0o777
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.writelines(_packed(path, lines))
-            file.flush()
-            os.fdatasync(descriptor)
-        draft.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _erase_from_file(store: Store, name: str, match: Match, found: ErasedLines, *, dry_run: bool) -> None:
     try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+        with store.fetched(name) as path:
+            content = list(lines(path, name))
+    except FileNotFoundError:
+        return
+    except Unreadable as exc:
+        found.left.append(f"{store}/{name}: {exc}")
+        return
+    kept = []
+    for number, line in enumerate(content, 1):
+        try:
+            if match.line(line):
+                continue
+        except (ValueError, RecursionError):
+            if match.stands_in(line):
+                found.left.append(f"{store}/{name}:{number}: not an event, with the value in it")
+        kept.append(line)
+    if len(kept) < len(content):
+        found.files += 1
+        found.events += len(content) - len(kept)
+        if dry_run:
+            return
+        if not kept:
+            store.delete([name])
+            return
+        with store.draft() as draft:
+            draft.write_bytes(b"".join(_packed(name, kept)))
+            store.replace(name, draft)
 
 
-def _packed(path: Path, lines: Sequence[bytes]) -> Iterator[bytes]:
-    import zstandard
+def _erase_from_compacted(
+    store: Store, compactor: Compactor, directory: str, manifest: Manifest, match: Match, found: ErasedLines, *,
+    dry_run: bool,
+) -> None:  # fmt: skip
+    count = 0
+    for part in manifest.files:
+        try:
+            with store.fetched(f"{directory}/{part.name}") as path:
+                count += sum(match.line(line) for line in event_lines(path, part.name))
+        except (Unreadable, FileNotFoundError, ImportError) as exc:
+            found.left.append(f"{store}/{directory}/{part.name}: {exc}")
+            return
+    if count:
+        found.files += len(manifest.files)
+        found.events += count
+        if not dry_run:
+            done = compactor.leave_out(directory, manifest, lambda line: not match.line(line))
+            found.left += done.left
 
-    if path.name.endswith(".gz"):
-        plain = zlib.compressobj(wbits=31)  # without a time in its header
-        yield plain.compress(b"".join(lines)) + plain.flush()
-    elif path.name.endswith(".zst"):
-        yield zstandard.ZstdCompressor(write_checksum=True).compress(b"".join(lines))
-    else:
-        yield from lines
+
+def _packed(name: str, content: Sequence[bytes]) -> Iterator[bytes]:
+    compressor = compressor_for(compression_of(name))()
+    yield compressor.compress(b"".join(content))
+    yield compressor.flush()

@@ -1,14 +1,16 @@
 """Put the way out together: the settings' forwarders, their counters, the spool, one flusher."""
 
+import contextlib
 import importlib
 import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from collector.compaction_schedule import compacting
 from collector.gate import watermark
 from collector.metrics import FlusherCounters, forwarder_slot
 from collector.settings import FORWARDER_MODULES, ForwarderSettings, Settings
@@ -57,11 +59,17 @@ def run_flusher(settings: Settings) -> int:
 
     directory = open_spool(settings.spool)
     flusher = build_flusher(settings)
+
+    @contextlib.contextmanager
+    def beside() -> Iterator[None]:
+        with serving(settings, directory, flusher), compacting(settings):
+            yield
+
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         # in a thread of its own: this one may hold the event's lock at the moment of the signal
         signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
-    code = flusher.run(stop, beside=serving(settings, directory, flusher))
+    code = flusher.run(stop, beside=beside())
     if flusher.hangs:
         logging.shutdown()
         os._exit(code)

@@ -12,7 +12,7 @@ Repeat:   harmless when the whole batch is repeated: the same files are written 
           recognised (If-None-Match), and what has been compacted is left alone (forwarders/archive_manifest.py).
 Visible:  a file appears complete or not at all; nothing below a name's directory is ever half-written.
 Refused:  never; whatever disk or service say is said of all events alike.
-Settings: [forwarders.archive] path, compression, layout, endpoint, region, credentials_file, timeout_s
+Settings: [forwarders.archive] path, compression, layout, endpoint, region, credentials_file, timeout_s, compact_…
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from msgspec import Meta
 
@@ -54,6 +54,9 @@ class Settings:
     region: str = ""
     credentials_file: Path | None = None
     timeout_s: Annotated[float, Meta(gt=0)] = 30.0
+    compact: Literal["off", "parquet", "jsonl"] = "off"
+    compact_after_s: Annotated[float, Meta(ge=0)] = 3600.0
+    compact_every_s: Annotated[float, Meta(ge=1)] = 600.0
 
     def __post_init__(self) -> None:
         scheme, is_url, _ = self.path.partition("://")

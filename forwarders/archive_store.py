@@ -128,6 +128,7 @@ class LocalStore:
         make_directory(str(self.root / TMP))
         path = self.root / TMP / f"compact~{os.getpid()}~{time.monotonic_ns():x}"
         try:
+            write(path, b"")  # with our mode
             yield path
         finally:
             with contextlib.suppress(FileNotFoundError):
@@ -135,6 +136,9 @@ class LocalStore:
 
     @contextmanager
     def locked(self) -> Iterator[bool]:
+        if not self.root.is_dir():
+            yield True  # nothing is there, and nothing will be made
+            return
         make_directory(str(self.root / TMP))
         descriptor = os.open(self.root / TMP / "compact.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         try:

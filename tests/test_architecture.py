@@ -30,6 +30,7 @@ KNOWN_TO = {
     "bson": ["forwarders/bson_document.py", "forwarders/mongodb.py"],
     "click": ["collector/cli*.py"],
     "cryptography": ["spool/cipher.py"],
+    "duckdb": ["forwarders/archive_parquet.py"],
     "falcon": ["collector/app.py", "collector/resources/*.py"],
     "gunicorn": ["collector/http_server.py", "collector/worker.py"],
     "httptools": ["collector/http_parser.py"],
@@ -45,8 +46,8 @@ KNOWN_TO = {
     "urllib3": ["forwarders/http_endpoint.py"],
     "uvloop": ["collector/listen.py", "collector/worker.py"],
     "zstandard": [
-        "collector/erase_archive.py",
         "formats/content_encoding.py",
+        "forwarders/archive_compact.py",
         "forwarders/archive_files.py",
         "spool/cipher.py",
         "spool/retained.py",

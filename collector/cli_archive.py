@@ -1,0 +1,132 @@
+"""``collector archive``: look at the files of archive forwarders, and compact them."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from collector.cli_output import progress
+from collector.cli_settings import Failed, dry_run_option, json_option, settings_option
+from collector.cli_spool_change import InUse
+
+if TYPE_CHECKING:
+    from collector.settings import ForwarderSettings, Settings
+    from forwarders.archive_compact import Target
+    from forwarders.archive_layout import Layout
+    from forwarders.archive_listing import Choice
+    from forwarders.archive_store import Store
+
+
+@click.group()
+def archive() -> None:
+    """The files of archive forwarders."""
+
+
+def forwarder_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--forwarder``: which archive."""
+    return click.option("--forwarder", help="The archive of this forwarder  [default: of each].")(command)
+
+
+def _choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        forwarder_option,
+        click.option("--event", "patterns", metavar="PATTERN", multiple=True, help="Only events of these names."),
+        click.option("--since", metavar="TIME", help="Only events of this time or later."),
+        click.option("--until", metavar="TIME", help="Only events before this time."),
+    )[::-1]:
+        command = option(command)
+    return command
+
+
+@archive.command()
+@_choice_options
+@click.option("--format", "target", type=click.Choice(["parquet", "jsonl"]), help="What to make  [default: as set].")
+@click.option("--after", "after_s", type=click.FloatRange(min=0), help="Seconds after the end  [default: as set].")
+@dry_run_option
+@json_option
+@settings_option
+def compact(
+    settings: "Settings",
+    forwarder: str | None,
+    patterns: tuple[str, ...],
+    since: str | None,
+    until: str | None,
+    target: "Target | None",
+    after_s: float | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Put the many small files of each hour that is over together into one: Parquet, or JSON lines in zstd.
+
+    Works beside a running collector; may be interrupted at any moment. Every event stays, once. Readers see the old
+    files or the new one, never both, if they honour the manifests in .manifests/ (collector archive ls does).
+    """
+    from collector.archive_upkeep import compact_archive
+    from forwarders.archive_compact import Compacted
+
+    choice = choice_of(patterns, since, until)
+    total = Compacted()
+    for own, store, layout in archives(settings, forwarder):
+        wanted: Target = target or ("parquet" if own.compact == "off" else own.compact)
+        before_ms = int((time.time() - (own.compact_after_s if after_s is None else after_s)) * 1000)
+        try:
+            total.add(
+                compact_archive(
+                    store, layout, choice, wanted, ended_before_ms=before_ms, dry_run=dry_run,
+                    progress=lambda items: progress(items, "compacting"),
+                )
+            )  # fmt: skip
+        except BlockingIOError as exc:
+            raise InUse(f"{store}: is being compacted, or erased from, already") from exc
+        except ModuleNotFoundError as exc:
+            raise Failed(f"Parquet needs {exc.name}: pip install 'event-collector[query]', or --format jsonl") from exc
+    if as_json:
+        click.echo(json.dumps({"dry_run": dry_run, **asdict(total)}))
+    elif dry_run:
+        click.echo(f"{total.files} files of {total.directories} directories would be compacted")
+    else:
+        doubles = f"; {total.duplicates} were there twice" if total.duplicates else ""
+        click.echo(f"{total.files} files of {total.directories} directories compacted: {total.events} events{doubles}")
+    for each in [] if as_json else total.left:
+        click.echo(each, err=True)
+    if total.left:
+        sys.exit(1)
+
+
+def archives(settings: "Settings", forwarder: str | None) -> "Iterator[tuple[Any, Store, Layout]]":
+    """The archives of the settings, each path once. Errors: Failed when there is none of that name."""
+    from forwarders.archive import Settings as ArchiveSettings
+    from forwarders.archive import open_store
+    from forwarders.archive_layout import Layout
+
+    chosen: list[ForwarderSettings] = [
+        each for each in settings.forwarders if isinstance(each.own, ArchiveSettings) and forwarder in (None, each.name)
+    ]
+    if not chosen:
+        raise Failed(f"{forwarder}: no archive forwarder of that name" if forwarder else "no archive in the settings")
+    for own in {each.own.path: each.own for each in chosen}.values():
+        try:
+            yield own, open_store(own), Layout(own.layout)
+        except ValueError as exc:
+            raise Failed(str(exc)) from exc
+
+
+def choice_of(patterns: tuple[str, ...], since: str | None, until: str | None) -> "Choice":
+    """Which events the options mean. Errors: click.UsageError."""
+    from forwarders.archive_listing import Choice
+
+    return Choice(patterns, _time(since), _time(until))
+
+
+def _time(text: str | None) -> int | None:
+    from formats.event import FormatError
+    from formats.times import parse_date
+
+    try:
+        return parse_date(text) if text is not None else None
+    except FormatError as exc:
+        raise click.UsageError(f"{text}: {exc}") from exc

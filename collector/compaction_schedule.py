@@ -1,0 +1,76 @@
+"""Compact archives beside the flusher, again and again, as ``compact`` in their settings says.
+
+Each time is a process of its own (`collector archive compact`): what it decodes and compresses takes no time from the
+threads that forward, its memory goes with it, and a fault in it is not ours. It goes on when the flusher is killed; a
+second one finds the lock taken.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from collector.settings import Settings
+from forwarders.archive import Settings as ArchiveSettings
+
+log = logging.getLogger(__name__)
+
+_NICE: Final = 10
+_LOCKED: Final = 75
+_END_S: Final = 1.0
+_POLL_S: Final = 0.2
+
+
+@contextmanager
+def compacting(settings: Settings) -> Iterator[None]:
+    """Compact for as long as the context lasts."""
+    stop = threading.Event()
+    scheduled = [
+        (command_for(settings, each.name), each.own.compact_every_s)
+        for each in settings.forwarders
+        if isinstance(each.own, ArchiveSettings) and each.own.compact != "off" and each.flush.enabled
+    ]
+    threads = [threading.Thread(target=_run, args=(*each, stop), daemon=True) for each in scheduled]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(_END_S)
+
+
+def command_for(settings: Settings, forwarder: str) -> list[str]:
+    """What is run for one forwarder."""
+    config = ["--config", str(settings.path)] if settings.path else []
+    return [sys.executable, "-m", "collector", *config, "archive", "compact", "--forwarder", forwarder, "--json"]
+
+
+def _run(command: Sequence[str], every_s: float, stop: threading.Event) -> None:
+    while not stop.wait(every_s):
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)  # noqa: S603  our own
+        with contextlib.suppress(OSError):  # it has ended
+            os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
+        threading.Thread(target=_end_with, args=(process, stop), daemon=True).start()
+        answer = process.communicate()[0]
+        if process.returncode not in (0, _LOCKED) and not stop.is_set():
+            log.warning("archive not compacted", extra={"exit_code": process.returncode})
+        with contextlib.suppress(ValueError):
+            done = json.loads(answer)
+            if done["directories"]:
+                log.info("archive compacted", extra={key: done[key] for key in ("directories", "files", "events")})
+
+
+def _end_with(process: "subprocess.Popen[bytes]", stop: threading.Event) -> None:
+    """Interrupt a compaction when the flusher stops: it can be, at any moment."""
+    while process.poll() is None:
+        if stop.wait(_POLL_S):
+            process.terminate()
+            return

@@ -1,0 +1,44 @@
+"""The events in a file of an archive, as lines, whatever the file is."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from forwarders.archive_files import Unreadable, lines
+
+
+class Line(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A line (formats/event_json.py); payload and types as they are written."""
+
+    id: str
+    eventName: str
+    eventDate: int
+    eventGranularity: str
+    receivedDate: int
+    source: str
+    payload: msgspec.Raw
+    types: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_decode = msgspec.json.Decoder(Line).decode
+
+
+def event_of(line: bytes) -> Line:
+    """Errors: Unreadable, when it is no event as this project writes them."""
+    try:
+        return _decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise Unreadable(f"a line is not an event: {exc}") from exc
+
+
+def event_lines(path: Path, name: str = "") -> Iterator[bytes]:
+    """The lines of a file with LF at their ends, of Parquet too; ``name`` says what it is, if ``path`` does not.
+
+    Errors: Unreadable, OSError, ImportError (DuckDB, for Parquet).
+    """
+    if (name or path.name).endswith(".parquet"):
+        from forwarders.archive_parquet import parquet_lines  # an extra
+
+        return parquet_lines(path)
+    return lines(path, name)
