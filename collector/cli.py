@@ -4,10 +4,9 @@ Exit codes: 0 done, 1 failed (or something is wrong), 2 wrong usage, 75 another 
 What a command needs is imported when it runs, so that ``--help`` is quick.
 """
 
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TextIO
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,7 +21,8 @@ from collector.cli_forwarder import forwarder
 from collector.cli_keys import keys
 from collector.cli_quarantine import quarantine
 from collector.cli_replay import replay
-from collector.cli_settings import Failed, config_option, settings_option
+from collector.cli_send import send
+from collector.cli_settings import config_option, settings_option
 from collector.cli_spool import spool
 from collector.cli_spool_change import forget
 from collector.cli_status import status
@@ -79,48 +79,7 @@ def listen(settings: "Settings") -> None:
     sys.exit(listener.run(settings))
 
 
-@cli.command()
-@click.argument("file", type=click.File("rb"), default="-")
-@click.option("--url", help="http://HOST:PORT or unix:PATH  [default: the first http.bind of the settings]")
-@click.option("--batch", type=click.IntRange(min=1), default=1000, show_default=True, help="Events a request.")
-@click.option("--tries", type=click.IntRange(min=1), default=10, show_default=True, help="Give up after so many 503.")
-@click.option("--key-file", type=click.File(), help="A file with the API key  [default: COLLECTOR_API_KEY]")
-@click.option("--rejected", type=click.File("wb", lazy=True), help="Write the events it rejects there, as JSON lines.")
-@settings_option
-def send(
-    settings: "Settings",
-    file: BinaryIO,
-    url: str | None,
-    batch: int,
-    tries: int,
-    key_file: TextIO | None,
-    rejected: BinaryIO | None,
-) -> None:
-    """Post the events in FILE (JSON lines or arrays; - or nothing: standard input) to a running collector."""
-    from collector import ports
-    from collector.send import CannotSend, documents
-    from collector.send import send as send_all
-
-    url = url or ports.url(settings.http.binds[0], tls=bool(settings.http.certfile))
-    api_key = (key_file.read() if key_file else os.environ.get("COLLECTOR_API_KEY", "")).strip()
-    try:
-        sent = send_all(
-            documents(file),
-            url,
-            max_events=batch,
-            tries=tries,
-            api_key=api_key,
-            tell=lambda said: click.echo(said, err=True),
-            keep=lambda event: rejected.write(b" ".join(event.splitlines()) + b"\n") if rejected else None,
-        )
-    except CannotSend as exc:
-        raise Failed(str(exc)) from exc
-    click.echo(f"{sent.accepted} events accepted, {sent.rejected} rejected")
-    if sent.rejected:
-        sys.exit(1)
-
-
-for command in (archive, audit, collection, config, doctor, forwarder, keys, quarantine, replay, spool, status):
+for command in (archive, audit, collection, config, doctor, forwarder, keys, quarantine, replay, send, spool, status):
     cli.add_command(command)
 for command in (erase_in_spool, forget):
     spool.add_command(command)

@@ -5,11 +5,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
-from collector.cli_output import progress
+from collector.cli_output import columns, progress, size
 from collector.cli_settings import Failed, dry_run_option, json_option, settings_option
 from collector.cli_spool_change import InUse
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from forwarders.archive_layout import Layout
     from forwarders.archive_listing import Choice
     from forwarders.archive_store import Store
+
+T = TypeVar("T")
 
 
 @click.group()
@@ -130,3 +133,111 @@ def _time(text: str | None) -> int | None:
         return parse_date(text) if text is not None else None
     except FormatError as exc:
         raise click.UsageError(f"{text}: {exc}") from exc
+
+
+@archive.command()
+@_choice_options
+@json_option
+@settings_option
+def ls(
+    settings: "Settings",
+    forwarder: str | None,
+    patterns: tuple[str, ...],
+    since: str | None,
+    until: str | None,
+    as_json: bool,
+) -> None:
+    """List the files that are to be read: one that was compacted is left out.
+
+    TIME is a date or ISO 8601, UTC, or milliseconds since 1970. A file is listed when its directory can hold such
+    events.
+    """
+    from forwarders.archive_listing import live_files
+
+    choice = choice_of(patterns, since, until)
+    found = [
+        {"archive": str(store), "file": each.name, "event": each.place.name, "bytes": each.size, "events": each.events,
+         "since_ms": each.place.start_ms, "until_ms": each.place.end_ms}
+        for own, store, layout in archives(settings, forwarder)
+        for each in _reading(partial(live_files, store, layout, choice))
+    ]  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    rows = []
+    for each in found:
+        events = "" if each["events"] is None else str(each["events"])
+        rows.append([str(each["file"]), size(each["bytes"]), events])
+    columns(["FILE", "SIZE", "EVENTS"], rows)
+
+
+@archive.command()
+@click.argument("files", nargs=-1, metavar="[FILE]...")
+@_choice_options
+@click.option("--output", type=click.File("wb", lazy=True), default="-", help="Write there.", show_default=True)
+@settings_option
+def get(
+    settings: "Settings",
+    files: tuple[str, ...],
+    forwarder: str | None,
+    patterns: tuple[str, ...],
+    since: str | None,
+    until: str | None,
+    output: BinaryIO,
+) -> None:
+    """Print events as JSON lines: of the FILEs, as `collector archive ls` names them, or of all that are chosen."""
+    from collector.read_archive import copy_events
+
+    choice = choice_of(patterns, since, until)
+    left: list[str] = []
+    for _, store, layout in archives(settings, forwarder):
+        left += _reading(partial(copy_events, store, layout, choice, files, output))
+    for each in left:
+        click.echo(each, err=True)
+    if left:
+        sys.exit(1)
+
+
+@archive.command()
+@_choice_options
+@json_option
+@settings_option
+def verify(
+    settings: "Settings",
+    forwarder: str | None,
+    patterns: tuple[str, ...],
+    since: str | None,
+    until: str | None,
+    as_json: bool,
+) -> None:
+    """Read every file: compression and checksums, JSON, names and times, and whether each manifest adds up.
+
+    Exit 1 when something is wrong. A note is no fault: a file in which events were erased, or that counts for nobody.
+    """
+    from collector.read_archive import Verified, verify_archive
+
+    choice = choice_of(patterns, since, until)
+    total = Verified()
+    for _, store, layout in archives(settings, forwarder):
+        reading = partial(progress, what="reading")
+        total.add(_reading(partial(verify_archive, store, layout, choice, progress=reading)))
+    if as_json:
+        click.echo(json.dumps(asdict(total)))
+    else:
+        click.echo(f"{total.files} files with {total.events} events read; {len(total.wrong)} faults")
+        for each in (*total.notes, *total.wrong):
+            click.echo(each, err=True)
+    if total.wrong:
+        sys.exit(1)
+
+
+def _reading(work: Callable[[], T]) -> T:
+    """Turn what cannot be read at all into a sentence."""
+    from forwarders.archive_files import Unreadable
+
+    try:
+        return work()
+    except Unreadable as exc:
+        raise Failed(str(exc)) from exc
+    except ModuleNotFoundError as exc:
+        raise Failed(f"Parquet needs {exc.name}: pip install 'event-collector[query]'") from exc

@@ -1,7 +1,7 @@
 """How commands print: columns, sizes, ages, and a progress bar where somebody watches."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import click
@@ -44,6 +44,24 @@ def progress(items: Sequence[T], what: str) -> Iterable[T]:
     from rich.progress import track
 
     return track(items, what, console=Console(stderr=True))
+
+
+def counted(items: Iterable[T], what: str) -> Iterable[T]:
+    """The items, behind a count of them when a person watches; how many there will be is not known."""
+    if not sys.stderr.isatty():
+        return items
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    def counting() -> Iterator[T]:
+        shown = (SpinnerColumn(), TextColumn(what + " {task.completed:.0f}"), TimeElapsedColumn())
+        with Progress(*shown, console=Console(stderr=True)) as bar:
+            task = bar.add_task(what, total=None)
+            for item in items:
+                yield item
+                bar.advance(task)
+
+    return counting()
 
 
 def size(count: object) -> str:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from collector.person import Match
+from formats.event import Event
 from forwarders.archive_compact import Compactor
-from forwarders.archive_files import SUFFIXES, Unreadable, compression_of, compressor_for, lines
-from forwarders.archive_lines import event_lines
+from forwarders.archive_files import SUFFIXES, THRIFT, Unreadable, compression_of, compressor_for, lines
+from forwarders.archive_lines import event_lines, thrift_events
 from forwarders.archive_manifest import MANIFESTS, Manifest, newest
 from forwarders.archive_store import TMP, Store, Stored
 
@@ -70,23 +71,30 @@ def erase_lines(
 
 
 def _erase_from_file(store: Store, name: str, match: Match, found: ErasedLines, *, dry_run: bool) -> None:
+    thrift = name.endswith(THRIFT)
+    content: list[tuple[bytes, Event | None]]
     try:
         with store.fetched(name) as path:
-            content = list(lines(path, name))
+            if thrift:
+                content = [(frame, event) for event, frame in thrift_events(path, name)]
+            else:
+                content = [(line, None) for line in lines(path, name)]
     except FileNotFoundError:
         return
     except Unreadable as exc:
         found.left.append(f"{store}/{name}: {exc}")
         return
+    if thrift and match.by_id:
+        found.left.append(f"{store}/{name}: its events have no ids to be found by")
     kept = []
-    for number, line in enumerate(content, 1):
+    for number, (piece, event) in enumerate(content, 1):
         try:
-            if match.line(line):
+            if match.line(piece) if event is None else match.event(event):
                 continue
         except (ValueError, RecursionError):
-            if match.stands_in(line):
+            if match.stands_in(piece):
                 found.left.append(f"{store}/{name}:{number}: not an event, with the value in it")
-        kept.append(line)
+        kept.append(piece)
     if len(kept) < len(content):
         found.files += 1
         found.events += len(content) - len(kept)

@@ -28,6 +28,11 @@ class Match:
         self._to_json = to_json
         self._bytes = value.encode()
 
+    @property
+    def by_id(self) -> bool:
+        """Whether the field is the event's id."""
+        return self._field == "id"
+
     def event(self, event: Event) -> bool:
         """Whether it is meant."""
         if self._field in ("eventName", "id"):

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 PATH = "/rest/1.0/event"
+JSON_TYPE = "application/json"
 BATCH_BYTES = 1024 * 1024
 TIMEOUT_S = 60.0
 RETRY_AFTER_S = 5.0  # when a 503 does not say
@@ -113,14 +114,17 @@ def send(
     tell: Callable[[str], None],
     keep: Callable[[bytes], object] = lambda event: None,
     sleep: Callable[[float], None] = time.sleep,
+    content_type: str = JSON_TYPE,
+    sent: Sent | None = None,
 ) -> Sent:
     """Post ``events`` to the collector at ``url``; ``tell`` gets its warnings, and why we wait.
 
     ``keep`` gets the events that were rejected. A 503 is waited for as long as its Retry-After says, ``tries`` times
-    in a row for the same batch. Errors: CannotSend.
+    in a row for the same batch. ``sent`` is counted on, when there is one. Errors: CannotSend.
     """
-    sent = Sent()
-    headers = {"Content-Type": "application/json", "Prefer": "return=representation"}
+    sent = sent or Sent()
+    between = b"\n" if content_type == JSON_TYPE else b""
+    headers = {"Content-Type": content_type, "Prefer": "return=representation"}
     if not (api_key.isascii() and api_key.isprintable()):
         raise CannotSend("the API key is none: it holds characters that a header cannot")
     if api_key:
@@ -128,7 +132,7 @@ def send(
     try:
         for batch in batches(events, max_events):
             for attempt in itertools.count(1):
-                answer = _post(url, b"\n".join(batch), headers, sent)
+                answer = _post(url, between.join(batch), headers, sent)
                 if answer.status != 503:
                     break
                 if attempt == tries:

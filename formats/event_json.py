@@ -62,6 +62,10 @@ class EventJson:
         """Of each event what `line` gives, and a line break after it; in half the time."""
         return _encode_lines([self._object(event) for event in events])
 
+    def payload(self, event: Event) -> bytes:
+        """The payload as JSON."""
+        return _encode(self._object(event).payload)
+
     def _object(self, event: Event) -> _Line:
         payload = event.payload
         types: dict[str, str] | UnsetType = UNSET

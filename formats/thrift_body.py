@@ -102,6 +102,16 @@ def decode_struct(data: bytes) -> list[Field]:
     return fields
 
 
+def read_frame(body: bytes, at: int) -> tuple[Event, bytes, int]:
+    """The event of the frame at ``body[at:]``, the envelope's field 2 (b"" without one), and where the frame ends.
+
+    Errors: FormatError.
+    """
+    time_ms, granularity, envelope, end = _read_frame(body, at)
+    note = next((value for number, _, value in envelope if number == _NAME and isinstance(value, bytes)), b"")
+    return _event(time_ms, granularity, envelope), note, end
+
+
 def _is_stream(body: bytes) -> bool:
     if len(body) < _FRAME_HEAD.size or not body.startswith(_FRAME_MARK):
         return False

@@ -1,10 +1,10 @@
-"""Forward events to files: one JSON event a line, in a directory per event name and hour.
+"""Forward events to files, in a directory per event name and hour: one JSON event a line, or Thrift frames.
 
     <path>/<escaped name>/2026/11/22/10/20261122T101500Z-<first event's id>-<digest>.jsonl[.gz|.zst]
     <path>/.tmp/           files being written (of a local directory)
 
 ``path`` is a directory of this machine, or the URL of an object store (forwarders/object_store.py). Names, and other
-layouts: forwarders/archive_layout.py.
+layouts: forwarders/archive_layout.py. Frames: formats/thrift_stream.py.
 
 Ack:      send() returned: the files are synced and under their names, and so are the directories; or the service has
           taken the objects.
@@ -12,13 +12,14 @@ Repeat:   harmless when the whole batch is repeated: the same files are written 
           recognised (If-None-Match), and what has been compacted is left alone (forwarders/archive_manifest.py).
 Visible:  a file appears complete or not at all; nothing below a name's directory is ever half-written.
 Refused:  never; whatever disk or service say is said of all events alike.
-Settings: [forwarders.archive] path, compression, layout, endpoint, region, credentials_file, timeout_s, compact_…
+Settings: [forwarders.archive] path, compression, format, layout, compact…, and those of object stores
 """
 
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -26,6 +27,7 @@ from msgspec import Meta
 
 from formats.event import Event
 from formats.event_json import EventJson
+from formats.thrift_stream import encode_frame
 from forwarders.archive_files import ENDING, Compression, Unreadable, compressor_for
 from forwarders.archive_layout import DEFAULT_LAYOUT, Layout, file_stem
 from forwarders.archive_manifest import read_manifest
@@ -49,6 +51,7 @@ class Settings:
 
     path: str = "var/events"
     compression: Compression = "none"
+    format: Literal["jsonl", "thrift"] = "jsonl"
     layout: str = DEFAULT_LAYOUT
     endpoint: str = ""
     region: str = ""
@@ -62,6 +65,8 @@ class Settings:
         scheme, is_url, _ = self.path.partition("://")
         if not self.path or (is_url and scheme not in SCHEMES):
             raise ValueError("path: expected a directory, s3://…, gs://… or az://…")
+        if self.format == "thrift" and self.compact != "off":
+            raise ValueError('compact: expected format = "jsonl", in which events have ids')
         Layout(self.layout)
 
     @property
@@ -79,9 +84,9 @@ class _Files:
     def __init__(self, settings: Settings, to_json: EventJson, store: Store) -> None:
         """Errors: ImportError when zstd is asked for and not installed."""
         self._layout = Layout(settings.layout)
-        self._lines = to_json.lines
+        self._encode = to_json.lines if settings.format == "jsonl" else partial(_frames, to_json)
         self._compressor = compressor_for(settings.compression)
-        self._suffix = ".jsonl" + ENDING[settings.compression]
+        self._suffix = f".{settings.format}" + ENDING[settings.compression]
         self._store = store
 
     def of(self, batch: Sequence[Event]) -> dict[str, tuple[str, list[Event]]]:
@@ -97,7 +102,7 @@ class _Files:
         """The bytes of a file, compressed."""
         compressor = self._compressor()
         for start in range(0, len(events), _LINES_AT_ONCE):
-            yield compressor.compress(self._lines(events[start : start + _LINES_AT_ONCE]))
+            yield compressor.compress(self._encode(events[start : start + _LINES_AT_ONCE]))
         yield compressor.flush()
 
     def _compacted(self, directory: str) -> set[str]:
@@ -105,6 +110,10 @@ class _Files:
             return {name.partition(".")[0] for name in read_manifest(self._store, directory).listed}
         except Unreadable as exc:
             raise Unavailable(f"{self._store}: {exc}") from exc
+
+
+def _frames(to_json: EventJson, events: Iterable[Event]) -> bytes:
+    return b"".join(encode_frame(event, to_json) for event in events)
 
 
 # Delivery

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final, Literal, Protocol
 
-from forwarders.archive_files import Unreadable, lines
+from forwarders.archive_files import LINES, Unreadable, lines
 from forwarders.archive_lines import event_lines, event_of
 from forwarders.archive_manifest import (
     COMPACTED,
@@ -137,7 +137,8 @@ class Compactor:
         names = sorted(
             _base(each.name)
             for each in stored
-            if manifest.counts(_base(each.name)) and not _base(each.name).startswith(COMPACTED)
+            if each.name.endswith(LINES) and manifest.counts(_base(each.name))
+            if not _base(each.name).startswith(COMPACTED)
         )
         return names if manifest.files or target == "parquet" or len(names) > 1 else []
 

@@ -13,7 +13,9 @@ from typing import Final, Literal, Protocol
 
 Compression = Literal["none", "gzip", "zstd"]
 
-SUFFIXES: Final = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+LINES: Final = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+THRIFT: Final = (".thrift", ".thrift.gz", ".thrift.zst")
+SUFFIXES: Final = (*LINES, *THRIFT, ".parquet")
 _READ_BYTES: Final = 1 << 18
 ENDING: Final = {"none": "", "gzip": ".gz", "zstd": ".zst"}
 

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import msgspec
 
-from forwarders.archive_files import Unreadable, lines
+from formats.event import Event, FormatError
+from formats.event_json import EventJson
+from formats.thrift_stream import read_events
+from forwarders.archive_files import THRIFT, Unreadable, chunks, lines
 
 
 class Line(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -33,7 +36,7 @@ def event_of(line: bytes) -> Line:
 
 
 def event_lines(path: Path, name: str = "") -> Iterator[bytes]:
-    """The lines of a file with LF at their ends, of Parquet too; ``name`` says what it is, if ``path`` does not.
+    """The lines of a file, with LF at their ends; ``name`` says what it is, if ``path`` does not.
 
     Errors: Unreadable, OSError, ImportError (DuckDB, for Parquet).
     """
@@ -41,4 +44,15 @@ def event_lines(path: Path, name: str = "") -> Iterator[bytes]:
         from forwarders.archive_parquet import parquet_lines  # an extra
 
         return parquet_lines(path)
+    if (name or path.name).endswith(THRIFT):
+        to_json = EventJson({})
+        return (to_json.line(event) + b"\n" for event, _ in thrift_events(path, name))
     return lines(path, name)
+
+
+def thrift_events(path: Path, name: str = "") -> Iterator[tuple[Event, bytes]]:
+    """The events of a Thrift stream, each with its frame; they have no id. Errors: Unreadable, OSError."""
+    try:
+        yield from read_events(b"".join(chunks(path, name)))
+    except FormatError as exc:
+        raise Unreadable(str(exc)) from exc

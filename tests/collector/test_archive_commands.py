@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from click.testing import CliRunner, Result
 
 from collector.cli import cli
@@ -17,6 +18,7 @@ from collector.settings import load
 from formats.event import Event, Granularity, PayloadKind
 from formats.event_json import EventJson
 from forwarders.archive import Settings, from_settings
+from forwarders.archive_files import chunks
 from forwarders.archive_layout import Layout
 from forwarders.archive_lines import event_lines
 from forwarders.archive_listing import live_files
@@ -122,6 +124,92 @@ def test_erasing_all_that_was_compacted_leaves_a_manifest_and_no_file(archive: L
     assert archive.files("e") == []
     assert read_manifest(archive, DIRECTORY).files == []
     assert len(lines_in(archive)) == 10
+
+
+def test_ls_and_get_show_what_is_to_be_read(archive: LocalStore, run: Run) -> None:
+    """Before a compaction and after it, by name and time."""
+    chosen = ["--event", "e", "--since", "2026-11-20T12:00", "--until", "2026-11-20T13:00:00.045Z"]
+    expected = [line for line in sorted(lines_in(archive)) if b'"PageView"' not in line]
+
+    for files in (5, 2):
+        listed = answer(run("ls", *chosen, "--json"))
+        assert len(listed) == files
+        assert {(each["event"], each["archive"]) for each in listed} == {("e", str(archive.root))}
+        got = run("get", *chosen)
+        assert got.exit_code == 0
+        assert sorted(json.loads(line)["payload"]["n"] for line in got.stdout.splitlines()) == list(range(45))
+        one = run("get", listed[0]["file"])
+        assert set(one.stdout_bytes.splitlines(keepends=True)) <= set(expected)
+        assert str(listed[0]["file"]) in run("ls").output
+        run("compact", "--format", "parquet")
+    assert run("get", "e/nothing.jsonl").exit_code == 1
+    assert run("ls", "--since", "yesterday").exit_code == 2
+
+
+def test_verify_finds_nothing_in_what_is_well(archive: LocalStore, run: Run) -> None:
+    for target in ("jsonl", "parquet"):
+        assert answer(run("verify", "--json")) == {
+            "files": len(live_files(archive, Layout())),
+            "events": 60,
+            "wrong": [],
+            "notes": [],
+        }
+        run("compact", "--format", target)
+    run("erase", "--field", "mail", "--value", PERSON)
+    found = answer(run("verify", "--json"))
+    assert (found["events"], len(found["notes"])) == (48, 1)  # the file of this hour is not compacted
+
+
+def test_verify_finds_what_is_wrong(archive: LocalStore, run: Run) -> None:
+    run("compact", "--format", "jsonl", "--until", "2026-11-20T13:00")
+    compacted = next(path for path in archive.root.rglob("compact-*"))
+    other = next((archive.root / "e/2026/11/20/13").iterdir())
+    torn = next((archive.root / "new").rglob("*.zst"))
+    data = bytearray(compacted.read_bytes())
+    cases: list[tuple[Path, bytes, str]] = [
+        (compacted, bytes(data[:-3]), "its bytes are not those"),
+        (compacted, other.read_bytes(), "holds 10 events, its manifest says 40"),
+        (torn, torn.read_bytes()[:-3], "the end is missing"),
+        (other, torn.read_bytes(), "an event of another name"),
+        (torn, zstandard.compress(b"nonsense\n"), "a line is not an event"),
+        (other, zstandard.compress(EventJson({}).line(event(1)) + b"\n"), "an event of another time"),
+    ]
+    manifest = archive.root / ".manifests" / DIRECTORY / "000001.json"
+    cases.append((manifest, manifest.read_bytes().replace(b'"duplicates": 0', b'"duplicates": 1'), "does not add up"))
+    for path, damaged, said in cases:
+        kept = path.read_bytes()
+        path.write_bytes(damaged)
+        result = run("verify", "--json")
+        path.write_bytes(kept)
+        assert result.exit_code == 1
+        assert said in " ".join(json.loads(result.stdout)["wrong"])
+    compacted.unlink()
+    assert run("verify").exit_code == 1
+
+
+def test_a_thrift_archive_is_read_verified_and_erased_from_like_lines(tmp_path: Path, run: Run) -> None:
+    settings = Settings(str(tmp_path / "events"), "gzip", "thrift")
+    forwarder = from_settings(settings, name="archive", to_json=EventJson({}), instance="a" * 32)
+    forwarder.send([event(n) for n in range(10)])
+    typed = Event("typed", NOON_MS, Granularity.HOURLY, PayloadKind.FIELDS, [(1, "string", PERSON)], "json", 1, "t")
+    forwarder.send([typed])
+    (path,) = (tmp_path / "events" / "e").rglob("*.thrift.gz")
+
+    assert answer(run("verify", "--json")) == {"files": 2, "events": 11, "wrong": [], "notes": []}
+    assert [json.loads(line)["payload"]["n"] for line in run("get", "--event", "e").stdout.splitlines()] == list(
+        range(10)
+    )
+    assert answer(run("compact", "--json", "--format", "jsonl"))["files"] == 0
+    by_id = run("erase", "--field", "id", "--value", "t", "--json")
+    assert (by_id.exit_code, len(json.loads(by_id.stdout)["left"])) == (1, 2)
+    assert answer(run("erase", "--field", "mail", "--value", PERSON, "--json"))["events"] == 2
+    assert answer(run("erase", "--field", "1", "--value", PERSON, "--json"))["events"] == 1
+    assert PERSON.encode() not in b"".join(chunks(path))
+    assert len(run("get").stdout.splitlines()) == 8
+    path.write_bytes(path.read_bytes()[:-9])
+    assert run("verify").exit_code == 1
+    with pytest.raises(ValueError, match="compact"):
+        Settings("x", format="thrift", compact="jsonl")
 
 
 @pytest.mark.slow
