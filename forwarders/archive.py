@@ -18,6 +18,7 @@ Settings: [forwarders.archive] path, compression, format, layout, compact…, an
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,7 @@ FLUSH_DEFAULTS: Final = {"batch_max_events": 100_000, "batch_max_bytes": 64 * 10
 
 SCHEMES: Final = ("s3", "gs", "az")
 _DIRECTORIES_REMEMBERED: Final = 10_000
+_PUTS_AT_ONCE: Final = 8
 _LINES_AT_ONCE: Final = 1000  # joined before they are compressed: bounds the copy of a batch in memory
 
 
@@ -89,14 +91,14 @@ class _Files:
         self._suffix = f".{settings.format}" + ENDING[settings.compression]
         self._store = store
 
-    def of(self, batch: Sequence[Event]) -> dict[str, tuple[str, list[Event]]]:
-        """By directory: a file's name and its events. Without what has been compacted. Errors: Unavailable."""
-        found = {}
-        for directory, events in self._layout.by_directory(batch).items():
-            stem = file_stem(events)
-            if stem not in self._compacted(directory):
-                found[directory] = (stem + self._suffix, events)
-        return found
+    def by_directory(self, batch: Iterable[Event]) -> dict[str, list[Event]]:
+        """The events of a batch, by the directory they belong in."""
+        return self._layout.by_directory(batch)
+
+    def name_in(self, directory: str, events: Sequence[Event]) -> str | None:
+        """The name of the file of these events; None: it has been compacted. Errors: OSError, Unavailable."""
+        stem = file_stem(events)
+        return None if stem in self._compacted(directory) else stem + self._suffix
 
     def body(self, events: Sequence[Event]) -> Iterator[bytes]:
         """The bytes of a file, compressed."""
@@ -143,7 +145,11 @@ class ArchiveForwarder:
         drafts: list[str] = []
         try:
             self._prepare()
-            files = self._files.of(batch)
+            files = {}
+            for directory, events in self._files.by_directory(batch).items():
+                name = self._files.name_in(directory, events)
+                if name is not None:
+                    files[directory] = (name, events)
             for _, events in files.values():
                 drafts.append(f"{self._tmp}/{self._draft}{len(drafts)}")
                 self._write(drafts[-1], events)
@@ -197,9 +203,9 @@ class ArchiveForwarder:
 
 
 class ObjectArchiveForwarder:
-    """The objects below a URL: a put for each file, one after the other.
+    """The objects below a URL: a put for each file, some at a time, since each one waits for the service.
 
-    Owner:  one thread; others may archive into the same URL.
+    Owner:  one thread, which has others help it; none is left when `send` ends. Others may archive into the same URL.
     Errors: Unavailable for whatever the service says, and when it does not answer.
     """
 
@@ -211,11 +217,20 @@ class ObjectArchiveForwarder:
         self._files = files
 
     def send(self, batch: Sequence[Event]) -> None:
+        groups = self._files.by_directory(batch)
+        pool = ThreadPoolExecutor(min(_PUTS_AT_ONCE, len(groups)), "archive-put")
         try:
-            for directory, (name, events) in self._files.of(batch).items():
-                self._store.put(f"{directory}/{name}", b"".join(self._files.body(events)))
+            for done in [pool.submit(self._put, *each) for each in groups.items()]:
+                done.result()
         except OSError as exc:
             raise Unavailable(f"{self.name}: {exc}") from exc
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _put(self, directory: str, events: list[Event]) -> None:
+        name = self._files.name_in(directory, events)
+        if name is not None:
+            self._store.put(f"{directory}/{name}", b"".join(self._files.body(events)))
 
     def close(self) -> None:
         """Connections go with the store."""

@@ -1,6 +1,6 @@
 """The objects below a URL as an archive's files: S3 and what speaks its protocol, Google's and Azure's storage.
 
-    s3://bucket/prefix   gs://bucket/prefix   az://account/container/prefix
+    s3://bucket/prefix   gs://bucket/prefix   az://container/prefix
 
 Visible:  an object is put whole by one request, or by a multipart upload that is completed at its end.
 Checked:  every body goes with its SHA-256 (S3), which the service compares. An answer whose ETag is not the body's MD5
@@ -42,7 +42,7 @@ class StoreError(OSError):
 class ObjectStore:
     """Objects below a URL.
 
-    Owner:   one thread. Errors: ValueError, ImportError from the constructor only; it connects to nothing.
+    Owner:   one process; threads may share it. Errors: ValueError from the constructor only; it connects to nothing.
     Time:    a request takes ``timeout_s`` at most, and is not repeated: that is for the caller.
     """
 
@@ -52,7 +52,7 @@ class ObjectStore:
         self._url = url.rstrip("/")
         config = _credentials(credentials_file) if credentials_file else {}
         if endpoint:
-            config["endpoint"] = endpoint
+            config["base_url" if url.startswith("gs://") else "endpoint"] = endpoint
         if url.startswith("s3://"):
             config.setdefault("checksum_algorithm", "SHA256")
             if region:

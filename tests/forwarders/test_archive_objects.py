@@ -228,6 +228,26 @@ def test_credentials_that_others_can_read_or_nobody_can_are_said_when_the_forwar
         assert "hunter" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "lines"),
+    [
+        ("s3://bucket/x", "AWS_ACCESS_KEY_ID=a\nAWS_SECRET_ACCESS_KEY=hunter2\n"),
+        ("gs://bucket/x", "# a test's\nexport GOOGLE_SKIP_SIGNATURE=true\n"),
+        ("az://container/x", "AZURE_STORAGE_ACCOUNT_NAME=me\nAZURE_STORAGE_ACCOUNT_KEY=aHVudGVyMg==\n"),
+    ],
+)
+def test_each_service_takes_its_credentials_and_another_address(tmp_path: Path, url: str, lines: str) -> None:
+    path = tmp_path / "credentials"
+    path.touch(0o600)
+    path.write_text(lines)
+    forwarder = forwarder_to(
+        Settings(url, endpoint="http://127.0.0.1:1", region="r", credentials_file=path, timeout_s=5)
+    )
+
+    with pytest.raises(Unavailable, match=f"{url}: HTTP error: error sending request"):
+        forwarder.send(make_events(1))
+
+
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys and proxies of whoever runs the tests are not for these servers."""
