@@ -10,7 +10,7 @@ Rows are in the order of the lines they were made from, compressed with zstd. Du
 that the archive is queried with.
 """
 
-import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -84,7 +84,7 @@ class ParquetWriter:
         options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {rows}, USE_TMP_FILE false"
         copy = f"COPY (SELECT *, {hour} FROM {source}) TO {_quoted(self._path)} ({options})"  # noqa: S608  all ours
         try:
-            with _connection(self._path.parent) as connection:
+            with _connection(f"{self._path}.spill") as connection:
                 connection.execute(copy, [str(self._rows_path)])
         except duckdb.Error as exc:
             raise OSError(f"{self._path}: {_first_line(exc)}") from exc
@@ -95,13 +95,14 @@ class ParquetWriter:
         """Delete what waits."""
         self._rows.close()
         self._rows_path.unlink(missing_ok=True)
+        shutil.rmtree(f"{self._path}.spill", ignore_errors=True)
 
 
 def parquet_lines(path: Path) -> Iterator[bytes]:
     """The lines that a file was made from. Errors: Unreadable, OSError."""
     path.stat()
     try:
-        with _connection(path.parent) as connection:
+        with _connection("") as connection:
             found = connection.execute(_SELECT, [str(path)])
             while rows := found.fetchmany(_ROWS_AT_ONCE):
                 for *fields, payload, types in rows:
@@ -111,10 +112,9 @@ def parquet_lines(path: Path) -> Iterator[bytes]:
         raise Unreadable(f"parquet: {_first_line(exc)}") from exc
 
 
-def _connection(scratch: Path) -> Any:
-    """One thread, and little memory: this runs beside a collector."""
-    place = f"{scratch}/.duckdb-{os.getpid()}"
-    return duckdb.connect(config={"threads": 1, "memory_limit": _MEMORY, "temp_directory": place})
+def _connection(spill: str) -> Any:
+    """One thread and little memory, beside a collector; what does not fit goes into the directory ``spill``."""
+    return duckdb.connect(config={"threads": 1, "memory_limit": _MEMORY, "temp_directory": spill})
 
 
 def _quoted(path: Path) -> str:

@@ -7,6 +7,7 @@ no escaped event name begins with a dot.
 import contextlib
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -143,8 +144,7 @@ class LocalStore:
         descriptor = os.open(self.root / TMP / "compact.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for left in (self.root / TMP).glob("compact~*"):
-                left.unlink(missing_ok=True)
+            sweep((self.root / TMP).glob("compact~*"))
             yield True
         finally:
             os.close(descriptor)
@@ -155,6 +155,15 @@ class LocalStore:
         while directory:
             directory = os.path.dirname(directory)
             sync(str(self.root / directory), os.fsync)
+
+
+def sweep(left: Iterable[Path]) -> None:
+    """Delete what a killed process was working with, directories too."""
+    for path in left:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write(path: Path, data: bytes) -> None:

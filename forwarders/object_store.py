@@ -26,11 +26,12 @@ import obstore
 from obstore import exceptions
 from obstore.store import from_url
 
-from forwarders.archive_store import Stored
+from forwarders.archive_store import Stored, sweep
 
 _T = TypeVar("_T")
 _STATUS: Final = re.compile(r"status code: (\d{3} ?[A-Za-z -]*)")
 _CODE: Final = re.compile(r"<Code>(\w+)</Code>")
+_SCRATCH: Final = "collector-archive-"
 _CONNECT_S: Final = 10.0
 _PART_BYTES: Final = 8 * 1024 * 1024
 
@@ -131,11 +132,14 @@ class ObjectStore:
 
     @contextmanager
     def draft(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(prefix="collector-archive-") as place:
+        with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-") as place:
             yield Path(place) / "draft"
 
     @contextmanager
     def locked(self) -> Iterator[bool]:
+        """There is no lock. What killed processes of this machine were working with is deleted."""
+        places = Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*-*")
+        sweep(each for each in places if not os.path.exists(f"/proc/{each.name.split('-')[2]}"))
         yield False
 
     def _put(self, name: str, data: bytes, mode: Any) -> str | None:

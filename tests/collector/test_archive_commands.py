@@ -101,6 +101,8 @@ def test_no_byte_of_her_is_left_in_compacted_files_either(archive: LocalStore, r
     source.write_bytes(data)
     (source.parent / "compact-000009-0123456789abcdef.jsonl.zst").write_bytes(data)
     (archive.root / ".tmp" / "compact~1~0").write_bytes(data)
+    (archive.root / ".tmp" / "compact~1~0.spill").mkdir()
+    (archive.root / ".tmp" / "compact~1~0.spill" / "block").write_bytes(data)
     erase = ["erase", "--field", "mail", "--value", PERSON, "--json"]
     hers = sum(PERSON.encode() in line for line in before)
 

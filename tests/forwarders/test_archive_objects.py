@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -246,6 +247,26 @@ def test_each_service_takes_its_credentials_and_another_address(tmp_path: Path, 
 
     with pytest.raises(Unavailable, match=f"{url}: HTTP error: error sending request"):
         forwarder.send(make_events(1))
+
+
+def test_what_a_killed_compaction_had_on_this_disk_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    for pid in (child, os.getpid()):
+        (tmp_path / f"collector-archive-{pid}-x").mkdir()
+        (tmp_path / f"collector-archive-{pid}-x" / "draft").touch()
+    store = ObjectStore("s3://b/x", region="r", timeout_s=1)
+
+    with store.locked() as exclusive, store.draft() as draft:
+        draft.touch()
+        assert not exclusive
+        assert len(list(tmp_path.iterdir())) == 2
+    assert [path.name for path in tmp_path.iterdir()] == [f"collector-archive-{os.getpid()}-x"]
 
 
 @pytest.fixture(autouse=True)
