@@ -1,6 +1,6 @@
 """Forward events to InfluxDB: one point per event, one request per 5000 of them.
 
-Ack:    204 from the write endpoint of 2.x (``/api/v2/write``).
+Ack:    204 from the write endpoint of 2.x (``/api/v2/write``), or of 1.x (``/write``), as ``api`` says.
 Repeat: harmless; the same event is the same point, see line_protocol.py, which also says what a point looks like.
 Settings: [forwarders.influxdb], see `Settings`.
 
@@ -12,43 +12,47 @@ Settings: [forwarders.influxdb], see `Settings`.
     401, 403, 404, 400 about a bucket   Unavailable, until a person acts
     429, 5xx, anything else, no answer  Unavailable, for as long as Retry-After says
 
+With ``retention_days`` the bucket (1.x: database and retention policy) is made when it is missing, and changed when it
+keeps data for another time: before the first write, and again after a failure.
+
 A field whose type differs from the one it had before is refused by the server, and its event goes to quarantine.
 That is why every name of events has a measurement of its own by default: field 1 of one pixel is a text, of another
 a number. The cost is the same, a series for each name, since the name is a tag in any case.
 """
 
+import logging
 import re
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final, Literal, Protocol
 
-import msgspec
 from msgspec import Meta
 
 from formats.event import Event
 from formats.event_json import EventJson
 from forwarders.contract import Refused, Unavailable
-from forwarders.http_endpoint import NoReply, Reply, check_url, retry_after_s
+from forwarders.http_endpoint import NoReply, Reply, check_url
 from forwarders.influx_endpoint import WriteEndpoint
-from forwarders.line_protocol import EventMapping, LineShaper
+from forwarders.influx_reply import REASON_MAX_CHARS, Rejection, RetentionFailed, judge
+from forwarders.influx_v1 import DAY_S, WriteEndpointV1
+from forwarders.line_plan import EventMapping
+from forwarders.line_protocol import LineShaper
 from forwarders.secrets import read_secret
+from forwarders.tag_guard import TagGuard
+
+log = logging.getLogger(__name__)
 
 POINTS_PER_REQUEST: Final = 5000
 HOUR_NS: Final = 3600 * 10**9
-REASON_MAX_CHARS: Final = 300
 
 #: What the flusher does by default for this forwarder: several requests, so that one is shaped while one is answered.
 FLUSH_DEFAULTS: Final = {"batch_max_events": 20_000, "batch_max_bytes": 16 * 1024 * 1024}
 
 Point = tuple[int, str]  # an event's position in the batch, and its line
 
-_ABOUT_LINES: Final = re.compile(r"partial write|unable to parse|type conflict|retention|parsing failed|max key length")
-_ABOUT_THE_REQUEST: Final = re.compile(r"\b(bucket|database|org|orgID|organization|precision)\b", re.IGNORECASE)
-_DROPPED: Final = re.compile(r"\bdropped=(\d+)")
-_QUOTED_LINE: Final = re.compile(r"unable to parse '.*'", re.DOTALL)
 _STRING_VALUE: Final = re.compile(r'="(?:[^"\\]|\\.)*"')
 _NUMBER_VALUE: Final = re.compile(r"=-?[\d.]+(?:e[-+]?\d+)?")
 
@@ -57,30 +61,47 @@ _NUMBER_VALUE: Final = re.compile(r"=-?[\d.]+(?:e[-+]?\d+)?")
 class Settings:
     """``[forwarders.influxdb]``.
 
-    ``token_file`` holds the API token; without it none is sent. ``ca_file``: who has signed the server's certificate;
-    without it the system's authorities. ``timeout_s`` is for a batch, with all requests it takes. ``measurement`` may
-    hold ``{event}``, the event's name. ``events``: mappings by event name, ``[forwarders.influxdb.events.NAME]``.
+    ``api``: of a server of version 2 (``org``, ``bucket``, and ``token_file`` with the API token; without it none is
+    sent) or 1 (``bucket`` is the database, ``retention_policy`` empty for its default one, ``username`` and
+    ``password_file``). ``ca_file``: who has signed the server's certificate; without it the system's authorities.
+    ``timeout_s`` is for a batch, with all requests it takes. ``measurement`` may hold ``{event}``, the event's name.
+    ``retention_days``: see the module. ``tag_values_max``, ``tag_values_over``: see tag_guard.py; 0 is no limit.
+    ``events``: mappings by event name, ``[forwarders.influxdb.events.NAME]``.
     """
 
     url: str = "http://127.0.0.1:8086"
+    api: Literal["v1", "v2"] = "v2"
     org: str = ""
     bucket: str = "events"
+    retention_policy: str = ""
     token_file: Path | None = None
+    username: str = ""
+    password_file: Path | None = None
     ca_file: Path | None = None
     timeout_s: Annotated[float, Meta(gt=0)] = 30.0
     gzip: bool = False
+    retention_days: Annotated[float, Meta(ge=1 / 24)] | None = None  # the servers take no less than an hour
     measurement: str = "{event}"
+    tag_values_max: Annotated[int, Meta(ge=0)] = 10_000
+    tag_values_over: Literal["field", "refuse"] = "field"
     events: dict[str, EventMapping] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_url(self.url, "the token in token_file")
+        others = {"v1": ("token_file", "org"), "v2": ("retention_policy", "username", "password_file")}[self.api]
+        for key in others:
+            if getattr(self, key):
+                raise ValueError(f'{key} is not for api = "{self.api}"')
 
 
-class Rejection(NamedTuple):
-    """The server does not take some line of a request. ``dropped``: how many, when it says so; else 0."""
+class Endpoint(Protocol):
+    """A server's write endpoint, of either version."""
 
-    reason: str
-    dropped: int
+    def post(self, lines: bytes, timeout_s: float) -> Reply: ...
+
+    def keep_for(self, retention_s: int, timeout_s: float) -> str: ...
+
+    def close(self) -> None: ...
 
 
 class InfluxForwarder:
@@ -92,13 +113,21 @@ class InfluxForwarder:
     identical_repeats = False
 
     def __init__(
-        self, name: str, endpoint: WriteEndpoint, timeout_s: float, shaper: LineShaper, to_json: EventJson
+        self,
+        name: str,
+        endpoint: Endpoint,
+        timeout_s: float,
+        shaper: LineShaper,
+        to_json: EventJson,
+        retention_s: int | None,
     ) -> None:
         self.name = name
         self._endpoint = endpoint
         self._timeout_s = timeout_s
         self._shaper = shaper
         self._to_json = to_json
+        self._retention_s = retention_s
+        self._is_kept = retention_s is None
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="influxdb")
         self._deadline = 0.0
         self._body_max_bytes: float = float("inf")
@@ -110,6 +139,7 @@ class InfluxForwarder:
         refused = {n: self._found[event.id] for n, event in enumerate(batch) if event.id in self._found}
         in_flight: tuple[list[Point], Future[Rejection | None]] | None = None
         try:
+            self._keep()
             for start in range(0, len(batch), POINTS_PER_REQUEST):
                 end = min(start + POINTS_PER_REQUEST, len(batch))
                 points = self._points(batch, range(start, end), refused)  # while the server reads the ones before
@@ -119,6 +149,7 @@ class InfluxForwarder:
             if in_flight:
                 self._sort_out(in_flight[0], in_flight[1].result(), refused)
         except Unavailable:
+            self._is_kept = self._retention_s is None  # who knows what there is afterwards
             self._found = {batch[n].id: reason for n, reason in refused.items() if batch[n].id}
             raise
         self._found = {}
@@ -129,6 +160,19 @@ class InfluxForwarder:
         """Close the connection."""
         self._sender.shutdown()
         self._endpoint.close()
+
+    def _keep(self) -> None:
+        """See that the server keeps the points as long as the settings say. Errors: Unavailable."""
+        if self._is_kept or self._retention_s is None:
+            return
+        try:
+            changed = self._endpoint.keep_for(self._retention_s, self._timeout_s)
+        except (NoReply, RetentionFailed) as exc:
+            raise Unavailable(f"influxdb: retention_days: {exc}") from exc
+        self._is_kept = True
+        if changed:
+            extra = {"forwarder": self.name, "what": changed, "seconds": self._retention_s}
+            log.info("how long points are kept was set", extra=extra)
 
     def _points(self, batch: Sequence[Event], positions: Iterable[int], refused: dict[int, str]) -> list[Point]:
         """Shape events; what cannot be a point is refused."""
@@ -208,35 +252,6 @@ class InfluxForwarder:
         return Rejection(rejections[0].reason, sum(counts) if all(counts) else 0)
 
 
-def judge(reply: Reply) -> Rejection | None:
-    """What a reply says about the lines; None: all are taken. Errors: Unavailable, when it is not about lines."""
-    status, message = reply.status, _message(reply.text)
-    reason = f"influxdb: {status} {message}".rstrip()
-    if status == 204 or (status == 201 and not reply.text):
-        return None
-    is_about_lines = _ABOUT_LINES.search(reply.text) or not _ABOUT_THE_REQUEST.search(reply.text)
-    is_partial = status == 500 and "partial write" in reply.text  # early 2.x
-    if status in (201, 413, 422) or (status == 400 and is_about_lines) or is_partial:
-        dropped = _DROPPED.search(reply.text)
-        return Rejection(reason, int(dropped[1]) if dropped else 0)
-    if 200 <= status < 300:
-        reason = f"influxdb: answers {status} instead of 204: is this the write endpoint?"
-    elif 300 <= status < 400:
-        reason = f"influxdb: answers with a redirect ({status}), which is not followed: is the url right?"
-    raise Unavailable(reason, retry_after_s(reply.retry_after))
-
-
-def _message(text: str) -> str:
-    """What a server says in words, on one line, without the lines that it quotes."""
-    try:
-        body = msgspec.json.decode(text, type=dict[str, object])
-        text = str(body.get("message") or body.get("error") or text)
-    except msgspec.DecodeError:
-        pass  # 1.x proxies answer with HTML or plain text
-    text = " ".join(_QUOTED_LINE.sub("unable to parse a line", text).split())
-    return text[:REASON_MAX_CHARS]
-
-
 def _shape(point: Point) -> str:
     """A line without the values of its fields: what its keys are and of which type."""
     series_and_fields = point[1].rpartition(" ")[0]
@@ -253,7 +268,17 @@ def from_settings(settings: Settings, *, name: str, to_json: EventJson, instance
 
     Errors: OSError for a file that cannot be read, ValueError for one that does not hold a token.
     """
-    token = read_secret(settings.token_file, "a token") if settings.token_file else ""
-    endpoint = WriteEndpoint(settings.url, settings.org, settings.bucket, token, settings.ca_file, settings.gzip)
-    shaper = LineShaper(settings.measurement, settings.events)
-    return InfluxForwarder(name, endpoint, settings.timeout_s, shaper, to_json)
+    endpoint: Endpoint
+    if settings.api == "v1":
+        password = read_secret(settings.password_file, "a password") if settings.password_file else ""
+        credentials = f"{settings.username}:{password}" if settings.username else ""
+        endpoint = WriteEndpointV1(
+            settings.url, settings.bucket, settings.retention_policy, credentials, settings.ca_file, gzip=settings.gzip
+        )
+    else:
+        token = read_secret(settings.token_file, "a token") if settings.token_file else ""
+        endpoint = WriteEndpoint(settings.url, settings.org, settings.bucket, token, settings.ca_file, settings.gzip)
+    guard = TagGuard(name, settings.tag_values_max, refuses=settings.tag_values_over == "refuse")
+    shaper = LineShaper(settings.measurement, settings.events, guard)
+    retention_s = None if settings.retention_days is None else round(settings.retention_days * DAY_S)
+    return InfluxForwarder(name, endpoint, settings.timeout_s, shaper, to_json, retention_s)

@@ -1,5 +1,7 @@
 """The InfluxDB forwarder against a real server, and against answers that no real server can be brought to give."""
 
+import base64
+import json
 import logging
 import math
 import re
@@ -22,7 +24,8 @@ from formats.event import Event, Granularity, PayloadKind
 from formats.event_json import EventJson
 from forwarders.contract import Refused, Unavailable
 from forwarders.influxdb import InfluxForwarder, Settings, from_settings
-from forwarders.line_protocol import EventMapping, offset_ns
+from forwarders.line_plan import EventMapping
+from forwarders.line_protocol import offset_ns
 from tests.services.certificates import make_certificate
 from tests.services.child import wait_until
 from tests.services.influx import TOKEN, Influx
@@ -113,7 +116,9 @@ class InfluxDestination:
     ordered = False
     shows_repeats = False
 
-    def __init__(self, server: Influx, proxy: TcpProxy, bucket: str) -> None:
+    def __init__(self, server: Influx, proxy: TcpProxy, bucket: str, **settings: Any) -> None:
+        """``settings``: how to get in; the proxy is in front of the server that takes that."""
+        self._settings = settings
         self._server = server
         self._proxy = proxy
         self._bucket = bucket
@@ -122,14 +127,8 @@ class InfluxDestination:
             forwarder.send(make_events(1))  # from now on the field n is a number
 
     def forwarder(self) -> Recording:
-        settings = Settings(
-            url=f"http://127.0.0.1:{self._proxy.port}",
-            org="org",
-            bucket=self._bucket,
-            token_file=self._server.token_file,
-            timeout_s=5,
-            measurement="events",
-        )
+        url = f"http://127.0.0.1:{self._proxy.port}"
+        settings = Settings(url=url, bucket=self._bucket, timeout_s=5, measurement="events", **self._settings)
         return Recording(from_settings(settings, name="influxdb", to_json=TO_JSON, instance=INSTANCE), self._sent)
 
     def delivered(self) -> list[str]:
@@ -152,12 +151,21 @@ class InfluxDestination:
 
 @pytest.fixture
 def destination(influx: Influx, bucket: str, proxy_to: Callable[[int], TcpProxy]) -> Destination:
-    return InfluxDestination(influx, proxy_to(influx.port), bucket)
+    return InfluxDestination(influx, proxy_to(influx.port), bucket, org="org", token_file=influx.token_file)
 
 
 @pytest.mark.server
 class TestInfluxdbContract(ForwarderContract):
     pass
+
+
+@pytest.mark.server
+class TestInfluxdb1Contract(ForwarderContract):
+    """Without the front that speaks as version 2 does."""
+
+    @pytest.fixture
+    def destination(self, influx: Influx, bucket: str, proxy_to: Callable[[int], TcpProxy]) -> Destination:
+        return InfluxDestination(influx, proxy_to(influx.server_port), bucket, api="v1")
 
 
 # What a server has afterwards
@@ -200,6 +208,22 @@ def test_a_mapping_chooses_measurement_tags_and_fields(influx: Influx, bucket: s
         {"fieldKey": "eur", "fieldType": "float"},
     ]
     assert influx.query("SELECT sum(count) FROM events", bucket) == [{"time": 0, "sum": 1}]
+
+
+@pytest.mark.server
+def test_a_tag_without_end_does_not_become_series_without_end(influx: Influx, bucket: str) -> None:
+    mapping = EventMapping(tags=["user"], integers=["n"])
+    events = [json_event(b'{"user":"u%d","n":%d}' % (n, n), time_ms=TIME_MS + n) for n in range(1000)]
+    with forwarding(real(influx, bucket, events={"Order": mapping}, tag_values_max=100)) as forwarder:
+        forwarder.send(events)
+        forwarder.send(events)
+        forwarder.send([json_event(b"{}", name=f"made up {n}") for n in range(200)])
+
+    assert len(influx.query('SHOW TAG VALUES WITH KEY = "user"', bucket)) == 100
+    assert len(influx.query("SHOW TAG VALUES WITH KEY = event", bucket)) == 101
+    assert influx.query("SELECT count(user_untagged) FROM events", bucket) == [{"time": 0, "count": 900}]
+    assert influx.query("SELECT count(n) FROM events", bucket) == [{"time": 0, "count": 1000}]
+    assert {"fieldKey": "n", "fieldType": "integer"} in influx.query("SHOW FIELD KEYS FROM events", bucket)
 
 
 @pytest.mark.server
@@ -552,7 +576,127 @@ def test_the_time_limit_holds_for_tls_too(scripted: Scripted, certificate: tuple
     assert time.monotonic() - started < 3
 
 
+# How long points are kept
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("policy", ["", "a month"])
+def test_version_1_makes_database_and_policy_and_changes_them(influx: Influx, policy: str) -> None:
+    database = f'made "{uuid.uuid4().hex[:8]}'
+    quoted = database.replace('"', '\\"')
+
+    def policies(days: float) -> list[tuple[str, str, bool]]:
+        settings = Settings(
+            url=influx.server_url, api="v1", bucket=database, retention_policy=policy, retention_days=days, gzip=True
+        )
+        now = make_event_now()
+        with forwarding(settings) as forwarder:
+            forwarder.send([now])
+            forwarder.send([now])
+        found = influx.query(f'SHOW RETENTION POLICIES ON "{quoted}"')
+        return [(each["name"], each["duration"], each["default"]) for each in found]
+
+    try:
+        assert policies(30) == [(policy or "autogen", "720h0m0s", True)]
+        assert policies(1) == [(policy or "autogen", "24h0m0s", True)]
+        assert influx.query("SELECT sum(count) FROM now", database)[0]["sum"] == 2
+        if policy:
+            influx.query(f'CREATE RETENTION POLICY "other" ON "{quoted}" DURATION 48h REPLICATION 1 DEFAULT')
+            influx.query(f'DROP RETENTION POLICY "{policy}" ON "{quoted}"')
+            assert sorted(policies(3)) == [("a month", "72h0m0s", False), ("other", "48h0m0s", True)]
+    finally:
+        influx.query(f'DROP DATABASE "{quoted}"')
+
+
+def make_event_now() -> Event:
+    return json_event(b"{}", name="now", time_ms=time.time_ns() // 1_000_000)
+
+
+class Buckets:
+    """The API of version 2 for buckets, as far as a client needs it to have one."""
+
+    def __init__(self, retention_s: int | None, refusal: Answer | None = None) -> None:
+        self.retention_s = retention_s
+        self.refusal = refusal
+        self.asked: list[str] = []
+
+    def answer(self, request: Request) -> Answer:
+        path = request.path.partition("?")[0]
+        self.asked.append(f"{request.method} {path}")
+        if path == "/api/v2/write":
+            return Answer()
+        if self.refusal:
+            return self.refusal
+        if path == "/api/v2/orgs":
+            return of_api({"orgs": [{"id": "0" * 15 + "1", "name": "org"}]})
+        if request.method == "GET":
+            return of_api({"buckets": [] if self.retention_s is None else [self.bucket()]})
+        self.retention_s = json.loads(request.body)["retentionRules"][0]["everySeconds"]
+        return of_api(self.bucket(), 201 if request.method == "POST" else 200)
+
+    def bucket(self) -> dict[str, Any]:
+        rules = [{"type": "expire", "everySeconds": self.retention_s}]
+        return {"id": "0" * 15 + "2", "orgID": "0" * 15 + "1", "name": "events", "retentionRules": rules}
+
+
+def of_api(document: dict[str, Any], status: int = 200) -> Answer:
+    return Answer(status, json.dumps(document), {"Content-Type": "application/json"})
+
+
+@pytest.mark.parametrize(
+    ("before_s", "asked"),
+    [
+        (None, ["GET /api/v2/buckets", "GET /api/v2/orgs", "POST /api/v2/buckets"]),
+        (3600, ["GET /api/v2/buckets", "PATCH /api/v2/buckets/0000000000000002"]),
+        (604_800, ["GET /api/v2/buckets"]),
+    ],
+)
+def test_version_2_makes_a_bucket_or_changes_it(scripted: Scripted, before_s: int | None, asked: list[str]) -> None:
+    buckets = Buckets(before_s)
+    server = scripted(buckets.answer)
+    with forwarding(Settings(url=server.url, org="org", retention_days=7)) as forwarder:
+        forwarder.send(make_events(3))
+        forwarder.send(make_events(3))
+
+    assert buckets.asked == [*asked, "POST /api/v2/write", "POST /api/v2/write"]
+    assert buckets.retention_s == 604_800
+
+
+@pytest.mark.parametrize("api", ["v1", "v2"])
+def test_who_may_not_say_how_long_points_are_kept_gets_none_written(scripted: Scripted, api: str) -> None:
+    refusal = of_api({"code": "unauthorized", "message": "not you"}, 401)
+    buckets = Buckets(None, refusal)
+    server = scripted(lambda request: refusal if request.path.startswith("/query") else buckets.answer(request))
+    options: dict[str, Any] = {"org": "org"} if api == "v2" else {"api": "v1"}
+    with (
+        forwarding(Settings(url=server.url, retention_days=7, **options)) as forwarder,
+        pytest.raises(Unavailable, match="retention_days: 401 not you"),
+    ):
+        forwarder.send(make_events(3))
+
+
+def test_version_1_is_told_who_it_is_and_where_to_write(scripted: Scripted, tmp_path: Path) -> None:
+    server = scripted(lambda _: Answer())
+    (tmp_path / "password").write_text("pass:word\n")
+    settings = Settings(
+        url=server.url, api="v1", bucket="a/b", retention_policy="a month", username="writer",
+        password_file=tmp_path / "password",
+    )  # fmt: skip
+    with forwarding(settings) as forwarder:
+        forwarder.send(make_events(2))
+    (request,) = server.requests
+
+    assert request.path == "/write?db=a%2Fb&precision=n&rp=a+month"
+    assert base64.b64decode(request.headers["Authorization"].removeprefix("Basic ")) == b"writer:pass:word"
+
+
 # Settings
+
+
+def test_settings_of_the_other_version_are_errors() -> None:
+    for options in ({"api": "v1", "org": "o"}, {"username": "u"}, {"retention_policy": "p"}):
+        with pytest.raises(ValueError, match="is not for api"):
+            Settings(**options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

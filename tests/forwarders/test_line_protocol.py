@@ -12,14 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from formats.event import Event, Granularity, PayloadKind
-from forwarders.line_protocol import (
-    FLATTEN_DEPTH,
-    STRING_MAX_BYTES,
-    EventMapping,
-    LineShaper,
-    Unwritable,
-    offset_ns,
-)
+from forwarders.line_plan import EventMapping
+from forwarders.line_protocol import FLATTEN_DEPTH, LineShaper, offset_ns
+from forwarders.line_text import STRING_MAX_BYTES, Unwritable
+from forwarders.tag_guard import TagGuard
 from tests.services.influx import Influx
 
 TIME_MS = 1_795_342_500_000
@@ -30,9 +26,15 @@ def event(name: str = "Order", *, time_ms: int = TIME_MS, source: str = "json", 
     return Event(name, time_ms, Granularity.HOURLY, PayloadKind.JSON, b"{}", source, TIME_MS, id)
 
 
+def shaper_of(
+    measurement: str, mappings: dict[str, EventMapping] | None = None, *, limit: int = 0, refuses: bool = False
+) -> LineShaper:
+    return LineShaper(measurement, mappings or {}, TagGuard("influxdb", limit, refuses=refuses))
+
+
 def shaped(payload: dict[str, Any], mapping: EventMapping | None = None, name: str = "Order") -> str:
     """Series and fields of an event, without ``count=1`` and the time."""
-    shaper = LineShaper("events", {name: mapping} if mapping else {})
+    shaper = shaper_of("events", {name: mapping} if mapping else {})
     once, twice = (shaper.line(event(name), payload) for _ in range(2))
     assert once == twice, "what is remembered about keys must not change the line"
     line, _, _ = once.rpartition(" ")
@@ -137,11 +139,11 @@ def test_a_name_is_a_tag(name: str, series: str) -> None:
     [("{event}", "x#a=b"), ("_system", "x_system"), ("", "x"), ("a\\ b", "a_\\ b"), ("a,b", "a\\,b")],
 )
 def test_a_measurement_is_never_a_comment_or_the_servers_own(measurement: str, escaped: str) -> None:
-    assert LineShaper(measurement, {}).line(event("#a=b"), {}).startswith(f"{escaped},event=#a\\=b,")
+    assert shaper_of(measurement).line(event("#a=b"), {}).startswith(f"{escaped},event=#a\\=b,")
 
 
 def test_the_time_is_the_events_with_an_offset_that_is_its_own() -> None:
-    line = LineShaper("events", {}).line(event(), {})
+    line = shaper_of("events").line(event(), {})
 
     assert line.endswith(f" {TIME_MS * 10**6 + offset_ns(ID)}")
     assert 0 <= offset_ns(ID) < 10**6
@@ -161,7 +163,7 @@ def test_any_text_is_an_id() -> None:
 @pytest.mark.parametrize("time_ms", [-62_135_596_800_000, 253_402_300_799_999, -9_223_372_036_856, 9_223_372_036_855])
 def test_times_that_64_bits_of_ns_do_not_hold_are_unwritable(time_ms: int) -> None:
     with pytest.raises(Unwritable, match="1677 to 2262"):
-        LineShaper("events", {}).line(event(time_ms=time_ms), {})
+        shaper_of("events").line(event(time_ms=time_ms), {})
 
 
 def test_tags_that_are_too_long_together_are_unwritable() -> None:
@@ -170,7 +172,7 @@ def test_tags_that_are_too_long_together_are_unwritable() -> None:
 
 
 def test_hostile_keys_do_not_pile_up() -> None:
-    shaper = LineShaper("events", {})
+    shaper = shaper_of("events")
     for number in range(25_000):
         shaper.line(event(f"name{number}"), {f"key{number}": 1, f"_{number}": 2})
 
@@ -214,6 +216,71 @@ scalars = (
 names = (plain_text | awkward_text).filter(lambda name: name and not name.endswith("\\"))
 
 
+# Tags with too many values
+
+
+def lines_of(shaper: LineShaper, *events: tuple[str, dict[str, Any]]) -> list[str]:
+    return [shaper.line(event(name), payload).rpartition(" ")[0].removesuffix(",count=1") for name, payload in events]
+
+
+def test_beyond_the_limit_a_tags_values_are_a_field(caplog: pytest.LogCaptureFixture) -> None:
+    shaper = shaper_of("events", {"Order": EventMapping(tags=["shop"]), "Visit": EventMapping(tags=["shop"])}, limit=2)
+    payloads = [{"shop": each} for each in ("a", "b", "c d", "a", "c d")]
+
+    lines = lines_of(shaper, *[("Order", each) for each in payloads], ("Visit", {"shop": "e"}))
+
+    assert lines == [
+        "events,event=Order,shop=a,source=json count=1",
+        "events,event=Order,shop=b,source=json count=1",
+        'events,event=Order,source=json shop_untagged="c d"',
+        "events,event=Order,shop=a,source=json count=1",
+        'events,event=Order,source=json shop_untagged="c d"',
+        "events,event=Visit,shop=e,source=json count=1",
+    ]
+    (record,) = caplog.records
+    assert record.__dict__.items() >= {"events": "Order", "tag": "shop", "limit": 2}.items()
+    assert "c d" not in str(record.__dict__), "what events hold is not for the log"
+
+
+def test_beyond_the_limit_names_of_events_are_other_and_a_field_and_mapped_ones_are_not_counted() -> None:
+    shaper = shaper_of("{event}", {"Order": EventMapping()}, limit=2)
+    names = ("Order", "a", "b", "c", "c", "a", "Order")
+
+    assert lines_of(shaper, *[(name, {"event_untagged": 1}) for name in names])[2:5] == [
+        "b,event=b,source=json event_untagged_=1",
+        'other,source=json event_untagged_=1,event_untagged="c"',
+        'other,source=json event_untagged_=1,event_untagged="c"',
+    ]
+    assert lines_of(shaper, ("a", {}), ("Order", {})) == [
+        "a,event=a,source=json count=1", "Order,event=Order,source=json count=1",
+    ]  # fmt: skip
+
+
+def test_events_beyond_the_limit_can_be_refused() -> None:
+    shaper = shaper_of("events", {"Order": EventMapping(tags=["shop"])}, limit=1, refuses=True)
+
+    assert shaper.line(event(), {"shop": "a"})
+    with pytest.raises(Unwritable, match="the tag shop has 1 values already"):
+        shaper.line(event(), {"shop": "b"})
+    assert shaper.line(event(), {"shop": "a"})
+
+
+# Integers
+
+
+def test_integers_are_what_the_mapping_calls_so() -> None:
+    mapping = EventMapping(integers=["n", "m"], rename={"m": "k"})
+
+    assert (
+        shaped({"n": 2**63 - 1, "m": 5.0, "o": 5}, mapping)
+        == "events,event=Order,source=json n=9223372036854775807i,k=5i,o=5"
+    )
+    assert shaped({"n": None}, mapping) == "events,event=Order,source=json"
+    for wrong in (1.5, "1", True, 2**63, [1]):
+        with pytest.raises(Unwritable, match="an integer is none"):
+            shaped({"n": wrong}, mapping)
+
+
 @pytest.mark.server
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(names, st.dictionaries(keys, scalars, max_size=5)), min_size=1, max_size=40))
@@ -223,7 +290,7 @@ def test_a_server_gives_back_what_was_sent(
     """Names and values come back the same, one point an event. Numbered keys: a column has one type in a query."""
     payloads = [{f"{key}{n}": value for key, value in payload.items()} for n, (_, payload) in enumerate(sent)]
     events = [event(name, id=f"7f3a-40-{n:x}") for n, (name, _) in enumerate(sent)]
-    shaper = LineShaper("events", {})
+    shaper = shaper_of("events")
     bucket, status, said = write([shaper.line(*each) for each in zip(events, payloads, strict=True)])
 
     assert (status, said) == (204, "")
@@ -253,7 +320,7 @@ def test_a_server_takes_every_event(influx: Influx, write: Write, sent: list[tup
     lines = []
     for n, (name, payload) in enumerate(sent):
         measurement = f"{{event}} {n}" if n % 2 else f"{n} {{event}}"  # of its own: keys have a type for each
-        shaper = LineShaper(measurement, {name: EventMapping(tags=list(payload)[:2])})
+        shaper = shaper_of(measurement, {name: EventMapping(tags=list(payload)[:2])})
         lines.append(shaper.line(event(name, id=f"7f3a-40-{n:x}"), payload))
     bucket, status, said = write([*lines, "last n=1 1"])
 

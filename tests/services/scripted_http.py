@@ -63,6 +63,8 @@ class ScriptedHttp:
 
             do_PUT = do_GET = do_HEAD = do_POST
 
+            do_GET = do_PATCH = do_POST
+
             def _put(self, data: bytes, drip_s: float) -> None:
                 try:
                     if not drip_s:
