@@ -261,8 +261,9 @@ def from_settings(settings: Settings, *, name: str, to_json: EventJson, instance
     """
     api_key = given_secret(settings.api_key, settings.api_key_file, "api_key")
     shaper = AmplitudeShaper(
+        name,
         to_json,
-        read_pseudonyms(settings.hmac_key_file, instance),
+        read_pseudonyms(settings.hmac_key_file),
         settings.events,
         user_id=settings.user_id,
         device_id=settings.device_id,

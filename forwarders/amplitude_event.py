@@ -7,7 +7,7 @@
     user_id           the payload's member ``user_id`` (a setting); none when that is missing, or one of the texts by
                       which clients say that they know nobody (``null``, ``0``, ``anonymous``, …), which Amplitude drops
     device_id         the payload's member ``device_id``; else a pseudonym: of the members ``device_id_from``, else one
-                      per collector and door. Never a new one per event: each would count as a person
+                      per forwarder and door. Never a new one per event: each would count as a person
     time              milliseconds since 1970
     insert_id         the event's id, by which Amplitude knows a repeat for seven days, of the same device
     event_properties  the rest of the payload, without the members that ids are made of; numbers that no double holds
@@ -24,7 +24,7 @@ import msgspec
 from formats.event import Event
 from formats.event_json import EventJson
 from forwarders.members import take, text
-from forwarders.secrets import Pseudonyms
+from forwarders.secrets import Pseudonyms, door_id
 
 EVENT_MAX_BYTES: Final = 1_000_000 - 1000  # a request's, without what stands around the events
 PROPERTIES_MAX: Final = 1024
@@ -67,6 +67,7 @@ class AmplitudeShaper:
 
     def __init__(
         self,
+        forwarder: str,
         to_json: EventJson,
         pseudonyms: Pseudonyms,
         mappings: Mapping[str, EventMapping],
@@ -76,6 +77,7 @@ class AmplitudeShaper:
         device_id_from: Sequence[str],
         min_id_length: int,
     ) -> None:
+        self._forwarder = forwarder
         self._to_json = to_json
         self._pseudonyms = pseudonyms
         self._mappings = mappings
@@ -123,7 +125,7 @@ class AmplitudeShaper:
                 raise Unshapable(f"its {what} id is shorter than {self._min_id_length} characters: see min_id_length")
         known = [text(take(payload, path)) for path in self._device_id_from]
         if not device:
-            device = self._pseudonyms.of(known) if any(known) else self._pseudonyms.of_source(event.source)
+            device = self._pseudonyms.of(known) if any(known) else door_id(self._forwarder, event.source)
         return user, device
 
 

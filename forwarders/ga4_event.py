@@ -20,7 +20,7 @@ Names that Google's own tag uses (``page_view``, ``click``, …) are refused unl
 they would count twice.
 
 Who sent it: the member ``client_id``, for pages that pass on the id that Google's tag has given them; else the
-pseudonym of the members ``client_id_from``; else one per collector and door. Never a new one per event: each would
+pseudonym of the members ``client_id_from``; else one per forwarder and door. Never a new one per event: each would
 count as a person. All members that ids are made of are no parameters.
 """
 
@@ -49,7 +49,7 @@ from forwarders.ga4_rules import (
     wrong_with_name,
 )
 from forwarders.members import take, text
-from forwarders.secrets import Pseudonyms
+from forwarders.secrets import Pseudonyms, door_id
 
 EVENT_MAX_BYTES: Final = REQUEST_MAX_BYTES - 2000  # what stands around the events, ids included
 ON_THE_WAY_MS: Final = 60_000
@@ -89,6 +89,7 @@ class Ga4Shaper:
 
     def __init__(
         self,
+        forwarder: str,
         to_json: EventJson,
         pseudonyms: Pseudonyms,
         mappings: Mapping[str, EventMapping],
@@ -101,6 +102,7 @@ class Ga4Shaper:
         late: Literal["refuse", "without_time"],
         now_ms: Callable[[], int],
     ) -> None:
+        self._forwarder = forwarder
         self._to_json = to_json
         self._pseudonyms = pseudonyms
         self._mappings = mappings
@@ -159,7 +161,7 @@ class Ga4Shaper:
                 raise Unshapable(f"its {what} id is longer than {ID_MAX_CHARS} characters")
         known = [text(take(payload, path)) for path in self._client_id_from]
         if not client:
-            client = self._pseudonyms.of(known) if any(known) else self._pseudonyms.of_source(event.source)
+            client = self._pseudonyms.of(known) if any(known) else door_id(self._forwarder, event.source)
         return client, user
 
     def _params(self, payload: Mapping[str, Any], mapping: EventMapping, event_id: str) -> Params:

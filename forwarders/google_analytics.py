@@ -238,8 +238,9 @@ def from_settings(
         raise ValueError("measurement_id: there is none: it is in the data stream's details, G- and some letters")
     secret = given_secret(settings.api_secret, settings.api_secret_file, "api_secret")
     shaper = Ga4Shaper(
+        name,
         to_json,
-        read_pseudonyms(settings.hmac_key_file, instance),
+        read_pseudonyms(settings.hmac_key_file),
         settings.events,
         client_id=settings.client_id,
         client_id_from=settings.client_id_from,

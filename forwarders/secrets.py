@@ -1,5 +1,6 @@
 """Secrets that a forwarder is given: in a file of their own, or in the environment; and pseudonyms made with one."""
 
+import hashlib
 import hmac
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,26 +31,26 @@ class Pseudonyms:
     """Ids that stand for persons or devices: HMAC-SHA-256 with a key that stays here, as 32 hex digits.
 
     The same values give the same id, over restarts and on every machine with the same key; nobody without the key can
-    find out whether an id is of a value that he guesses. ``origin`` tells collectors apart for what has no values.
+    find out whether an id is of a value that he guesses.
     """
 
-    def __init__(self, key: bytes, origin: str) -> None:
+    def __init__(self, key: bytes) -> None:
         self._key = key
-        self._origin = origin
 
     def of(self, values: Iterable[str]) -> str:
         """The id of these values, taken together."""
         text = "".join(f"{len(value)}:{value}" for value in values)
         return hmac.digest(self._key, text.encode(errors="surrogatepass"), "sha256").hex()[:PSEUDONYM_CHARS]
 
-    def of_source(self, source: str) -> str:
-        """The id for events of which nothing is known but the door: one per collector and door."""
-        return hmac.digest(self._origin.encode(), source.encode(), "sha256").hex()[:PSEUDONYM_CHARS]
+
+def door_id(forwarder: str, source: str) -> str:
+    """The id for events of which nothing is known but the door: always the same for one forwarder's name and door."""
+    return hashlib.sha256(f"{forwarder} {source}".encode()).hexdigest()[:PSEUDONYM_CHARS]
 
 
-def read_pseudonyms(path: Path | None, origin: str) -> Pseudonyms:
+def read_pseudonyms(path: Path | None) -> Pseudonyms:
     """With the key in a file: all of it, without line breaks at the end. Errors: OSError, ValueError."""
     key = path.read_bytes().rstrip(b"\r\n") if path is not None else b""
     if path is not None and len(key) < HMAC_KEY_MIN_BYTES:
         raise ValueError(f"{path}: holds {len(key)} bytes, expected a key of at least {HMAC_KEY_MIN_BYTES}")
-    return Pseudonyms(key, origin)
+    return Pseudonyms(key)

@@ -1,6 +1,7 @@
 """Settings: what a file and the environment may say, and what an operator is told when they say something else."""
 
 import dataclasses
+import json
 import re
 import sys
 import tomllib
@@ -11,6 +12,7 @@ from typing import Annotated
 import pytest
 from msgspec import Meta
 
+from collector.cli_config import shown, to_toml
 from collector.settings import FORWARDER_MODULES, SECTIONS, Settings, SettingsError, load
 from collector.tables import Reader, Value, redact
 from forwarders.flush_settings import FlushSettings
@@ -361,3 +363,21 @@ def test_settings_compare_by_value_and_cannot_be_changed() -> None:
     assert Settings() == Settings()
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().http.workers = 3  # type: ignore[misc]
+
+
+def test_keys_of_destinations_come_from_files_or_the_environment_and_are_not_shown(tmp_path: Path) -> None:
+    bare = "[forwarders.amplitude]\n[forwarders.google-analytics]\n"
+    variables = {
+        "COLLECTOR_FORWARDERS__AMPLITUDE__API_KEY": "1234567890",
+        "COLLECTOR_FORWARDERS__GOOGLE_ANALYTICS__API_SECRET": "hush-hush",
+    }
+    settings = load(write(tmp_path, bare), variables)
+
+    assert [each.own.api_key for each in settings.forwarders if each.name == "amplitude"] == ["1234567890"]
+    assert [each.own.api_secret for each in settings.forwarders if each.name != "amplitude"] == ["hush-hush"]
+    for text in (repr(settings), to_toml(settings), json.dumps(shown(settings))):
+        assert not re.search("1234567890|hush-hush", text)
+    assert errors_of(tmp_path, '[forwarders.google-analytics]\napi_secret = "hush-hush"') == [
+        "collector.toml: forwarders.google-analytics.api_secret: secrets are not written here: "
+        "set COLLECTOR_FORWARDERS__GOOGLE_ANALYTICS__API_SECRET or forwarders.google-analytics.api_secret_file"
+    ]

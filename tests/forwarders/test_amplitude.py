@@ -25,8 +25,8 @@ TIME_MS = 1_795_342_500_000
 
 
 @contextmanager
-def forwarding(settings: Settings, instance: str = INSTANCE) -> Iterator[AmplitudeForwarder]:
-    forwarder = from_settings(settings, name="amplitude", to_json=EventJson({"Typed": ["who"]}), instance=instance)
+def forwarding(settings: Settings, instance: str = INSTANCE, name: str = "amplitude") -> Iterator[AmplitudeForwarder]:
+    forwarder = from_settings(settings, name=name, to_json=EventJson({"Typed": ["who"]}), instance=instance)
     try:
         yield forwarder
     finally:
@@ -148,12 +148,14 @@ def test_who_is_nobody_is_sent_as_one_device_of_the_door(amplitude: FakeAmplitud
     payload = b'{"user_id":%s,"device_id":%s}' % (nobody.encode(), nobody.encode())
     with forwarding(to(amplitude)) as forwarder:
         first, second = (sent_by(amplitude, forwarder, payload) for _ in range(2))
-    with forwarding(to(amplitude), instance="another") as other:
+    with forwarding(to(amplitude), instance="another") as again:
+        restarted = sent_by(amplitude, again, payload)
+    with forwarding(to(amplitude), name="another") as other:
         elsewhere = sent_by(amplitude, other, payload)
 
     assert "user_id" not in first
     assert re.fullmatch("[0-9a-f]{32}", first["device_id"])
-    assert first["device_id"] == second["device_id"] != elsewhere["device_id"]
+    assert first["device_id"] == second["device_id"] == restarted["device_id"] != elsewhere["device_id"]
 
 
 def test_a_device_can_be_the_pseudonym_of_members_that_are_not_sent(amplitude: FakeAmplitude, tmp_path: Path) -> None:
