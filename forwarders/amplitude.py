@@ -168,21 +168,20 @@ class AmplitudeForwarder:
         part: list[Waiting] = []
         left: list[Waiting] = []
         counts: Counter[str] = Counter()
-        size = len(self._head) + 2
-        full = False
-        for each in progress.waiting:
+        size = len(self._head)
+        for index, each in enumerate(progress.waiting):
             sender = each.sender
             if sender in progress.held:
                 continue
-            size_with_it = size + len(each.shaped.body) + 1
-            full = full or (bool(part) and size_with_it > self._bytes_max)
-            full = full or len(part) == self._settings.events_per_request
-            if full or counts[sender] >= self._pace.get(sender, len(progress.waiting)):
+            if counts[sender] == self._pace.get(sender):
                 left.append(each)
-            else:
-                part.append(each)
-                counts[sender] += 1
-                size = size_with_it
+                continue
+            size += len(each.shaped.body) + 1
+            if len(part) == self._settings.events_per_request or (part and size >= self._bytes_max):
+                left += progress.waiting[index:]
+                break
+            part.append(each)
+            counts[sender] += 1
         progress.waiting = left
         return part
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,15 @@ import pytest
 
 from spool.directory import SpoolDirectory
 from spool.quarantine import Quarantine
+from tests.services.amplitude import API_KEY, FakeAmplitude
 from tests.services.child import wait_until
 from tests.services.collector import RunningCollector, events_of, stored_events
+from tests.services.google_analytics import MEASUREMENT_ID, SECRET, FakeGoogleAnalytics
 from tests.services.influx import Influx
 from tests.services.mongo import Mongo
 from tests.services.rabbit import Rabbit
 
+FORWARDERS = ("archive", "rabbitmq", "influxdb", "mongodb", "amplitude", "strict", "clean")
 NINES = "9" * 5000
 PAYLOADS = [
     f'{{"n": {NINES}}}',
@@ -39,6 +44,20 @@ NAMES = [
 ]  # fmt: skip
 
 
+@pytest.fixture
+def amplitude() -> Iterator[FakeAmplitude]:
+    fake = FakeAmplitude()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def google() -> Iterator[FakeGoogleAnalytics]:
+    fake = FakeGoogleAnalytics(lambda: time.time_ns() // 1_000_000)
+    yield fake
+    fake.close()
+
+
 def neighbour(number: int) -> str:
     return json.dumps({"eventName": "Neighbour", "payload": {"n": number}})
 
@@ -52,8 +71,19 @@ def hostile() -> list[tuple[str, str]]:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_every_awkward_event_is_delivered_or_quarantined_and_its_neighbours_are_delivered(
-    tmp_path: Path, rabbit: Rabbit, influx: Influx, mongo: Mongo
+    tmp_path: Path,
+    rabbit: Rabbit,
+    influx: Influx,
+    mongo: Mongo,
+    amplitude: FakeAmplitude,
+    google: FakeGoogleAnalytics,
 ) -> None:
+    (tmp_path / "key").write_text(API_KEY)
+    (tmp_path / "secret").write_text(SECRET)
+    to_google: dict[str, Any] = {
+        "type": "google-analytics", "url": google.http.url, "measurement_id": MEASUREMENT_ID,
+        "api_secret_file": str(tmp_path / "secret"),
+    }  # fmt: skip
     influx.create("hostile")
     archive = tmp_path / "here" / "events"
     quick: dict[str, Any] = {"batch_max_age_s": 0.1}
@@ -64,6 +94,9 @@ def test_every_awkward_event_is_delivered_or_quarantined_and_its_neighbours_are_
         "forwarders__influxdb": {
             "url": influx.url, "org": "tests", "bucket": "hostile", "token_file": str(influx.token_file), **quick,
         },
+        "forwarders__amplitude": {"url": amplitude.http.url, "api_key_file": str(tmp_path / "key"), **quick},
+        "forwarders__strict": {**to_google, "event_id_param": "strict_id", **quick},
+        "forwarders__clean": {**to_google, "event_id_param": "clean_id", "invalid": "clean", **quick},
         "forwarders__mongodb": {"uri": mongo.uri, "database": "hostile", "collection": "events", **quick},
     }  # fmt: skip
     bodies = []
@@ -79,14 +112,18 @@ def test_every_awkward_event_is_delivered_or_quarantined_and_its_neighbours_are_
 
     assert len(accepted) == 3 * len(bodies)
     quarantine = Quarantine(SpoolDirectory.open(collector.spool))
-    kept = {name: ids_in(quarantine, name) for name in ("archive", "rabbitmq", "influxdb", "mongodb")}
+    kept = {name: ids_in(quarantine, name) for name in FORWARDERS}
     rabbit.wait_for_queue("hostile")
     lines = "".join(each.read_text() for each in archive.rglob("*.jsonl"))
     delivered = {
         "archive": set(re.findall(r'^{"id":"([^"]+)"', lines, re.M)),
         "rabbitmq": {properties.message_id for _, properties, _ in rabbit.drain("hostile")},
         "mongodb": {each["_id"] for each in mongo.client["hostile"]["events"].find({}, {"_id": 1})},
+        "amplitude": set(amplitude.ids),
+        "strict": {each["params"]["strict_id"] for each in google.events if "strict_id" in each["params"]},
+        "clean": {each["params"]["clean_id"] for each in google.events if "clean_id" in each["params"]},
     }
+    assert google.dropped == []
     for name, ids in delivered.items():
         assert ids | kept[name] == accepted.keys(), name
         assert not ids & kept[name], name
