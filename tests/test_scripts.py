@@ -1,6 +1,8 @@
-"""Every script starts as its documentation calls it, from anywhere."""
+"""Every script starts as its documentation calls it, from anywhere; every kind of benchmark runs."""
 
+import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import pytest
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 COMMANDS = [path for path in SCRIPTS.iterdir() if path.is_file() and os.access(path, os.X_OK)]
+SHORTEST = ["--rounds", "1", "--seconds", "1", "--events", "200", "--backlog-mb", "2"]
+BENCHMARKS = ["pixel-commit", "granian-empty", "to-rabbitmq", "to-influxdb", "to-mongodb"]
 PYTHON = sorted(path.name for path in COMMANDS if b"argparse" in path.read_bytes())
 
 
@@ -21,3 +25,22 @@ def test_a_script_finds_its_own_environment(name: str, tmp_path: Path) -> None:
 
     assert said.returncode == 0, said.stderr
     assert said.stdout.startswith("usage: ")
+
+
+@pytest.mark.server
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_runs_and_loses_nothing(name: str, tmp_path: Path) -> None:
+    if not all(map(shutil.which, ("wrk", "nginx"))):
+        pytest.skip("wrk or nginx is not installed")
+    figures = tmp_path / "figures.json"
+
+    ran = subprocess.run(
+        [SCRIPTS / "bench", name, *SHORTEST, "--base", tmp_path, "--json", figures], capture_output=True, text=True,
+        timeout=100, check=False,
+    )  # fmt: skip
+
+    if "is not installed" in ran.stdout:
+        pytest.skip(ran.stdout)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert [each["name"] for each in json.loads(figures.read_text())] == [name]

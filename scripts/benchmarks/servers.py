@@ -18,6 +18,7 @@ from spool.reader import Record, SegmentReader
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+RIVALS = {"PYTHONPATH": str(REPOSITORY / "scripts")}
 ALL_THE_DISK_BYTES = 2**62
 NGINX = """
 daemon off; worker_processes 1; pid {base}/nginx.pid; error_log {base}/error.log;
@@ -192,9 +193,45 @@ def collector(
 def gthread(base: Path, name: str, durability: str = "interval", threads: int = 16) -> AbstractContextManager[Side]:
     """The collector's application under gunicorn's worker of threads."""
     port, settings = _settings(base, name, durability, 1)
-    command = [sys.executable, "-m", "gunicorn", "-w", "1", "-k", "gthread", "--threads", str(threads),
-               "-b", f"127.0.0.1:{port}", "collector.app:create_app()"]  # fmt: skip
-    return running(name, command, port, base, spool=base / name / "spool", env={"COLLECTOR_CONFIG": str(settings)})
+    env = {"COLLECTOR_CONFIG": str(settings)}
+    command = _gunicorn(port, threads, "collector.app:create_app()")
+    return running(name, command, port, base, spool=base / name / "spool", env=env)
+
+
+def granian(base: Path, name: str, durability: str = "interval") -> AbstractContextManager[Side]:
+    """The collector's application under granian."""
+    port, settings = _settings(base, name, durability, 1)
+    env = {"COLLECTOR_CONFIG": str(settings)}
+    return running(name, _granian(port, "collector.app:create_app"), port, base, spool=base / name / "spool", env=env)
+
+
+def empty_gthread(base: Path, name: str, threads: int = 16) -> AbstractContextManager[Side]:
+    """Falcon alone under gunicorn's worker of threads."""
+    port = free_port()
+    return running(name, _gunicorn(port, threads, "benchmarks.rivals:empty()"), port, base, env=RIVALS)
+
+
+def empty_granian(base: Path, name: str) -> AbstractContextManager[Side]:
+    """Falcon alone under granian."""
+    port = free_port()
+    return running(name, _granian(port, "benchmarks.rivals:empty"), port, base, env=RIVALS)
+
+
+def afternoon(base: Path, name: str, url: str, queue: str, threads: int = 16) -> AbstractContextManager[Side]:
+    """Flask and pika with publisher confirms, under gunicorn's worker of threads, into a queue of a RabbitMQ."""
+    port = free_port()
+    env = {**RIVALS, "EVENTS_URL": url, "EVENTS_QUEUE": queue}
+    return running(name, _gunicorn(port, threads, "benchmarks.rivals:afternoon()"), port, base, env=env)
+
+
+def _gunicorn(port: int, threads: int, application: str) -> list[str]:
+    command = [sys.executable, "-m", "gunicorn", "-w", "1", "-k", "gthread", "--threads", str(threads)]
+    return [*command, "--no-control-socket", "-b", f"127.0.0.1:{port}", application]
+
+
+def _granian(port: int, factory: str) -> list[str]:
+    command = [sys.executable, "-m", "granian", "--interface", "wsgi", "--factory", "--workers", "1"]
+    return [*command, "--log-level", "error", "--host", "127.0.0.1", "--port", str(port), factory]
 
 
 def _settings(base: Path, name: str, durability: str, workers: int, *, full: bool = False) -> tuple[int, Path]:

@@ -19,9 +19,12 @@ from benchmarks.load import (
     msgpack_events,
     thrift_events,
 )
-from benchmarks.servers import Side, collector, gthread, nginx
+from benchmarks.options import Options
+from benchmarks.servers import Side, collector, empty_granian, empty_gthread, granian, gthread, nginx
 
 Sides = Callable[[Path], list[AbstractContextManager[Side]]]
+ROUNDS = 3
+SECONDS = 4
 WARM_UP_S = 1
 MEMORY_EVENTS = 1_000_000
 
@@ -49,7 +52,7 @@ class Comparison:
     at_most: float | None = None
     measure: Callable[[Sample], float] = throughput
 
-    def run(self, base: Path, rounds: int, seconds: float) -> Figures:
+    def run(self, base: Path, options: Options) -> Figures:
         """Start the sides, let them take turns, and take the medians."""
         samples: dict[str, list[Sample]] = {}
         with contextlib.ExitStack() as stack:
@@ -57,9 +60,10 @@ class Comparison:
             turns = list(zip(sides, self.loads if len(self.loads) > 1 else self.loads * len(sides), strict=True))
             for side, load in turns:
                 drive(side, load, WARM_UP_S, base)
-            for _ in range(rounds):
+            for _ in range(options.rounds or ROUNDS):
                 for side, load in turns:
-                    samples.setdefault(side.name, []).append(drive(side, load, seconds, base))
+                    taken = drive(side, load, options.seconds or SECONDS, base)
+                    samples.setdefault(side.name, []).append(taken)
             rows = [row(side.name, samples[side.name], side.rss_mb()) for side in sides]
         ours, theirs = ([self.measure(each) for each in taken] for taken in samples.values())
         value = median_ratio(ours, theirs)
@@ -77,13 +81,13 @@ def row(side: str, samples: list[Sample], memory_mb: float | None = None) -> Row
     return Row(side, median(throughput), median(lambda each: each.cpu_us_per_event), median(p99), memory_mb)
 
 
-def worker_memory(base: Path, rounds: int, seconds: float) -> Figures:
+def worker_memory(base: Path, options: Options) -> Figures:
     """How large one worker is after a million events; rounds do not matter here."""
     load = Load(EVENTS, 32, 100, json_events(100))
     with collector(base, "collector") as side:
         before = side.rss_mb()
         while side.answered < MEMORY_EVENTS:
-            drive(side, load, seconds, base)
+            drive(side, load, options.seconds or SECONDS, base)
         after = side.rss_mb()
     rows = [Row("at the start", memory_mb=before), Row(f"after {side.answered:,} events", memory_mb=after)]
     return Figures(
@@ -130,6 +134,18 @@ COMPARISONS = [
     Comparison(
         "gthread", 5, "GET /1, interval, c64: our worker ÷ gunicorn gthread, same application",
         lambda base: [collector(base, "collector"), gthread(base, "gthread")], _PIXELS, at_least=6,
+    ),
+    Comparison(
+        "granian", 0, "GET /1, interval, c64: our worker ÷ granian, same application",
+        lambda base: [collector(base, "collector"), granian(base, "granian")], _PIXELS,
+    ),
+    Comparison(
+        "gthread-empty", 0, "GET /1, interval, c64: collector ÷ Falcon alone under gthread, which keeps nothing",
+        lambda base: [collector(base, "collector"), empty_gthread(base, "empty")], _PIXELS,
+    ),
+    Comparison(
+        "granian-empty", 0, "GET /1, interval, c64: collector ÷ Falcon alone under granian, which keeps nothing",
+        lambda base: [collector(base, "collector"), empty_granian(base, "empty")], _PIXELS,
     ),
     Comparison(
         "msgpack", 6, "POST of 100 events, interval, c32: msgpack ÷ JSON",

@@ -1,100 +1,39 @@
 """A spool made without clients, and a flusher that empties it: the targets of the way out and of backlogs."""
 
-import os
 import statistics
-import subprocess
-import sys
 import time
-import uuid
 from pathlib import Path
 
 from benchmarks.figures import Figures, Row, median_ratio
-from benchmarks.load import EVENTS, TIME_MS, Load, Sample, drive, json_events
-from benchmarks.servers import REPOSITORY, collector, memory_mb
-from benchmarks.side_by_side import WARM_UP_S, row
-from formats.envelope import encode_envelope
-from formats.event import Defaults
-from formats.json_body import decode_json
-from spool.directory import SpoolDirectory, segment_stem
-from spool.record import RecordType
-from spool.segment import encode_segment
+from benchmarks.load import EVENTS, Load, Sample, drive, json_events
+from benchmarks.options import Options
+from benchmarks.place import BATCH, RECORDS, Place
+from benchmarks.servers import collector, memory_mb
+from benchmarks.side_by_side import ROUNDS, SECONDS, WARM_UP_S, row
 
-BATCH = 100  # events of a record
-RECORDS = 800  # of a large segment: some 16 MB
 WAY_OUT_EVENTS = 800_000
 BACKLOG_RECORDS = 3  # of each of many segments
 LONG_BACKLOG = 10_000
 SHORT_BACKLOG = 1000
 FLUSHER_WATCHED_S = 30.0
-SETTINGS = """
-[spool]
-path = "{base}/spool"
-min_free_bytes = 0
-[forwarders.archive]
-path = "{base}/events"
-compression = "zstd"
-[log]
-level = "error"
-"""
 
 
-class Place:
-    """A spool, an archive and their settings in a directory of their own."""
-
-    def __init__(self, base: Path, name: str) -> None:
-        self.base = base / name
-        self.base.mkdir()
-        self.spool = SpoolDirectory.open(self.base / "spool")
-        self.settings = self.base / "collector.toml"
-        self.settings.write_text(SETTINGS.format(base=self.base))
-        self.queue = self.spool.queue("archive")
-        self._payload = encode_envelope("json", TIME_MS, decode_json(json_events(BATCH), Defaults(TIME_MS)).events)
-
-    def fill(self, segments: int, records: int) -> int:
-        """Put sealed segments into the forwarder's queue; returns their bytes."""
-        size = 0
-        for number in range(segments):
-            name, at_ns = uuid.uuid4().bytes, (TIME_MS + number) * 1_000_000
-            entries = [(self._payload, BATCH, at_ns, int(RecordType.DATA))] * records
-            data = encode_segment(entries, uuid=name, created_ns=at_ns, key=None)
-            (self.queue / f"{segment_stem(at_ns, name)}.seg").write_bytes(data)
-            size += len(data)
-        return size
-
-    def flusher(self, *options: str) -> subprocess.Popen[bytes]:
-        """A flusher at work here."""
-        command = [sys.executable, "-m", "collector", "--config", str(self.settings), "flush", *options]
-        return subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-
-    def drain(self) -> tuple[float, float]:
-        """Let a flusher send all that waits: wall seconds, CPU seconds. Errors: RuntimeError when something stays."""
-        before, began = os.times(), time.monotonic()
-        with self.flusher("--once") as process:
-            process.wait()
-        took_s, after = time.monotonic() - began, os.times()
-        if process.returncode or any(self.queue.glob("*.seg")):
-            raise RuntimeError(f"the flusher ended with {process.returncode} and left something")
-        return took_s, after.children_user + after.children_system - before.children_user - before.children_system
-
-    def waiting(self) -> int:
-        """Segments in the queue."""
-        return sum(1 for _ in self.queue.glob("*.seg"))
-
-
-def way_out(base: Path, rounds: int, seconds: float) -> Figures:
+def way_out(base: Path, options: Options) -> Figures:
     """Spool to archive in zstd, beside the intake of the same events by one worker, in turns."""
     place = Place(base, "out")
-    begin_s, begin_cpu_s = map(statistics.median, zip(*(place.drain() for _ in range(rounds)), strict=True))
+    begin_s, begin_cpu_s = map(
+        statistics.median, zip(*(place.drain() for _ in range(options.rounds or ROUNDS)), strict=True)
+    )
     load = Load(EVENTS, 32, BATCH, json_events(BATCH))
     ours, cpu, taken = [], [], []
     with collector(base, "collector") as side:
         drive(side, load, WARM_UP_S, base)
-        for _ in range(rounds):
+        for _ in range(options.rounds or ROUNDS):
             place.fill(WAY_OUT_EVENTS // BATCH // RECORDS, RECORDS)
             took_s, cpu_time_s = place.drain()
             ours.append(WAY_OUT_EVENTS / (took_s - begin_s))
             cpu.append((cpu_time_s - begin_cpu_s) / WAY_OUT_EVENTS * 1e6)
-            taken.append(drive(side, load, seconds, base))
+            taken.append(drive(side, load, options.seconds or SECONDS, base))
         rows = [Row("flusher", statistics.median(ours), statistics.median(cpu)), row("worker", taken, side.rss_mb())]
     return Figures(
         "way-out", 8, "spool → archive, zstd ÷ POST of 100 events, interval (start of the flusher not counted)",
@@ -102,11 +41,11 @@ def way_out(base: Path, rounds: int, seconds: float) -> Figures:
     )  # fmt: skip
 
 
-def flusher_memory(base: Path, backlog_mb: int) -> Figures:
+def flusher_memory(base: Path, options: Options) -> Figures:
     """The most memory that a flusher takes in its first seconds before a large backlog."""
     place = Place(base, "memory")
     size = 0
-    while size < backlog_mb * 1_000_000:
+    while size < options.backlog_mb * 1_000_000:
         size += place.fill(1, RECORDS)
     with place.flusher() as process:
         deadline = time.monotonic() + FLUSHER_WATCHED_S
@@ -119,12 +58,12 @@ def flusher_memory(base: Path, backlog_mb: int) -> Figures:
     return Figures("flusher-memory", 12, "memory of the flusher at work", peak, " MB", at_most=150, rows=rows)
 
 
-def backlog_out(base: Path, rounds: int, seconds: float) -> Figures:
+def backlog_out(base: Path, options: Options) -> Figures:
     """What an event costs the flusher when few segments wait, and when many do."""
     place = Place(base, "backlog")
-    begin_cpu_s = statistics.median(place.drain()[1] for _ in range(rounds))
+    begin_cpu_s = statistics.median(place.drain()[1] for _ in range(options.rounds or ROUNDS))
     taken: dict[int, list[float]] = {LONG_BACKLOG: [], SHORT_BACKLOG: []}
-    for _ in range(rounds):
+    for _ in range(options.rounds or ROUNDS):
         for segments, costs in taken.items():
             place.fill(segments, BACKLOG_RECORDS)
             _, cpu_time_s = place.drain()
@@ -138,7 +77,7 @@ def backlog_out(base: Path, rounds: int, seconds: float) -> Figures:
     )  # fmt: skip
 
 
-def backlog_in(base: Path, rounds: int, seconds: float) -> Figures:
+def backlog_in(base: Path, options: Options) -> Figures:
     """What an event costs a worker when nothing waits in the spool, and when many segments do."""
     load = Load(EVENTS, 32, BATCH, json_events(BATCH))
     taken: dict[str, list[Sample]] = {}
@@ -148,9 +87,9 @@ def backlog_in(base: Path, rounds: int, seconds: float) -> Figures:
     with collector(base, names[0]) as long, collector(base, names[1]) as none:
         for side in (long, none):
             drive(side, load, WARM_UP_S, base)
-        for _ in range(rounds):
+        for _ in range(options.rounds or ROUNDS):
             for side in (long, none):
-                taken.setdefault(side.name, []).append(drive(side, load, seconds, base))
+                taken.setdefault(side.name, []).append(drive(side, load, options.seconds or SECONDS, base))
     ours, theirs = ([each.cpu_us_per_event for each in samples] for samples in taken.values())
     return Figures(
         "backlog-in", 14, f"CPU of an event on the way in, with {LONG_BACKLOG:,} segments waiting ÷ with none",

@@ -1,0 +1,98 @@
+"""A spool made without clients, and a flusher that empties it."""
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.load import TIME_MS, json_body, json_events
+from benchmarks.servers import REPOSITORY
+from formats.envelope import decode_envelope, encode_envelope
+from formats.event import Defaults, Event
+from formats.json_body import decode_json
+from spool.directory import SpoolDirectory, segment_stem
+from spool.record import RecordType
+from spool.segment import encode_segment
+
+BATCH = 100  # events of a record
+RECORDS = 800  # of a large segment: some 16 MB
+DRAIN_MAX_S = 600
+SETTINGS = """
+[spool]
+path = "{base}/spool"
+min_free_bytes = 0
+[forwarders.{forwarder}]
+{block}
+[log]
+level = "error"
+"""
+ARCHIVE = 'path = "{base}/events"\ncompression = "zstd"'
+
+
+class Place:
+    """A spool and the settings of one forwarder, in a directory of their own. ``block``: the forwarder's keys."""
+
+    def __init__(self, base: Path, name: str, forwarder: str = "archive", block: str = ARCHIVE) -> None:
+        self.base = base / name
+        self.base.mkdir()
+        self.spool = SpoolDirectory.open(self.base / "spool")
+        self.settings = self.base / "collector.toml"
+        self.settings.write_text(
+            SETTINGS.format(base=self.base, forwarder=forwarder, block=block.format(base=self.base))
+        )
+        self.queue = self.spool.queue(forwarder)
+        self._payload = encode_envelope("json", TIME_MS, decode_json(json_events(BATCH), Defaults(TIME_MS)).events)
+
+    def fill(self, segments: int, records: int) -> int:
+        """Put sealed segments of one and the same record into the forwarder's queue; returns their bytes."""
+        return sum(self._put(number, [(self._payload, BATCH)] * records) for number in range(segments))
+
+    def fill_numbered(self, events: int) -> None:
+        """Put so many events there that differ in number and time, as destinations want that tell them apart."""
+        waiting = [(envelope, BATCH) for envelope in numbered_records(events)]
+        for number in range(0, len(waiting), RECORDS):
+            self._put(number, waiting[number : number + RECORDS])
+
+    def _put(self, number: int, records: list[tuple[bytes, int]]) -> int:
+        name, at_ns = uuid.uuid4().bytes, (TIME_MS + number) * 1_000_000
+        entries = [(payload, count, at_ns, int(RecordType.DATA)) for payload, count in records]
+        data = encode_segment(entries, uuid=name, created_ns=at_ns, key=None)
+        (self.queue / f"{segment_stem(at_ns, name)}.seg").write_bytes(data)
+        return len(data)
+
+    def flusher(self, *options: str) -> subprocess.Popen[bytes]:
+        """A flusher at work here."""
+        command = [sys.executable, "-m", "collector", "--config", str(self.settings), "flush", *options]
+        return subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def drain(self) -> tuple[float, float]:
+        """Let a flusher send all that waits: wall seconds, CPU seconds. Errors: RuntimeError when something stays."""
+        before, began = os.times(), time.monotonic()
+        with self.flusher("--once") as process:
+            try:
+                process.wait(DRAIN_MAX_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        took_s, after = time.monotonic() - began, os.times()
+        if process.returncode or self.waiting():
+            raise RuntimeError(f"the flusher ended with {process.returncode} and left {self.waiting()} segments")
+        return took_s, after.children_user + after.children_system - before.children_user - before.children_system
+
+    def waiting(self) -> int:
+        """Segments in the queue."""
+        return sum(1 for _ in self.queue.glob("*.seg"))
+
+
+def numbered_records(events: int) -> Iterator[bytes]:
+    """Envelopes of `BATCH` events each; no two events have the same time."""
+    for first in range(0, events, BATCH):
+        body = json_body(range(first, first + BATCH))
+        yield encode_envelope("json", TIME_MS, decode_json(body, Defaults(TIME_MS)).events)
+
+
+def numbered_events(events: int) -> list[Event]:
+    """The events of `Place.fill_numbered`, with ids, as a forwarder gets them."""
+    return [event for each in numbered_records(events) for event in decode_envelope(each, uuid.uuid4().bytes, 64)]
