@@ -11,7 +11,7 @@ import pytest
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 COMMANDS = [path for path in SCRIPTS.iterdir() if path.is_file() and os.access(path, os.X_OK)]
 SHORTEST = ["--rounds", "1", "--seconds", "1", "--events", "200", "--backlog-mb", "2"]
-BENCHMARKS = ["pixel-commit", "granian-empty", "to-rabbitmq", "to-influxdb", "to-mongodb"]
+BENCHMARKS = ["pixel-commit", "granian-empty", "to-rabbitmq", "to-influxdb", "to-mongodb", "latency", "soak"]
 PYTHON = sorted(path.name for path in COMMANDS if b"argparse" in path.read_bytes())
 
 

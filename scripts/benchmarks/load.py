@@ -77,6 +77,13 @@ class Load:
     content_type: str = "application/json"
     refused: bool = False
 
+    def request(self) -> bytes:
+        """As it goes over the wire."""
+        head = f"{'POST' if self.body else 'GET'} {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        if self.body:
+            head += f"Content-Type: {self.content_type}\r\nContent-Length: {len(self.body)}\r\n"
+        return head.encode() + b"\r\n" + self.body
+
     def script(self, base: Path) -> list[str]:
         """The arguments for wrk that make it a POST."""
         if not self.body:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 from spool.reader import Record, SegmentReader
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+START_MAX_S = 60
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 RIVALS = {"PYTHONPATH": str(REPOSITORY / "scripts")}
 ALL_THE_DISK_BYTES = 2**62
@@ -131,11 +132,12 @@ def running(
     base: Path,
     *,
     spool: Path | None = None,
+    stored: Callable[[Path], int] | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Side]:
-    """A server, from its first answer to its end; then a collector's spool is counted.
+    """A server, from its first answer to its end; then a collector's events are counted, by ``stored`` in its spool.
 
-    Errors: RuntimeError when it does not start, or fewer events are in the spool than it answered for.
+    Errors: RuntimeError when it does not start, or there are fewer events than it answered for.
     """
     with (base / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -150,21 +152,25 @@ def running(
             process.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-    if spool is not None and (found := in_spool(spool)) < side.answered:
-        raise RuntimeError(f"{name}: {side.answered} events answered, {found} in the spool")
+    if spool is not None and (found := (stored or in_spool)(spool)) < side.answered:
+        raise RuntimeError(f"{name}: {side.answered} events answered, {found} are there")
 
 
 def _wait_for(side: Side, base: Path) -> None:
-    deadline = time.monotonic() + 30
+    """Until it answers, whatever it answers: a port may be open before somebody serves it."""
+    deadline = time.monotonic() + START_MAX_S
     while True:
+        connection = http.client.HTTPConnection("127.0.0.1", side.port, timeout=5)
         try:
-            socket.create_connection(("127.0.0.1", side.port), 1).close()
-            break
-        except OSError:
+            connection.request("GET", "/livez")
+            connection.getresponse().read()
+            return
+        except (OSError, http.client.HTTPException):
             if side.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError((base / f"{side.name}.log").read_text()) from None
             time.sleep(0.05)
-    time.sleep(0.5)
+        finally:
+            connection.close()
 
 
 def free_port() -> int:
