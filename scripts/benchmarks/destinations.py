@@ -45,9 +45,9 @@ class Destination(Protocol):
 class RabbitQueues:
     """Quorum queues of RabbitMQ."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, host: str = "127.0.0.1") -> None:
         _need(Rabbit.is_installed(), "rabbitmq-server")
-        self._server = Rabbit(base)
+        self._server = Rabbit(base, host=host)
         self.address = self._server.start().url
 
     def settings(self) -> str:
@@ -66,6 +66,11 @@ class RabbitQueues:
                     break
                 ids.add(properties.message_id)
         return len(ids)
+
+    def pids(self) -> list[int]:
+        """Its processes."""
+        assert self._server.process is not None
+        return [self._server.process.pid, *servers.descendants(self._server.process.pid)]
 
     def close(self) -> None:
         self._server.close()

@@ -17,6 +17,16 @@ PIXEL_2 = "/2?v=PageView,s%252Fshop%252Fitem%252F4711,swinter,4e,b1,8OzSDaZe"
 EVENTS = "/rest/1.0/event"
 AGENT = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36"
 TIME_MS = 1_795_342_500_000
+BODIES = """
+local requests, number = {{}}, 0
+function init(arguments)
+  for line in io.lines("{file}") do requests[#requests + 1] = wrk.format(nil, nil, nil, line) end
+end
+function request()
+  number = number % #requests + 1
+  return requests[number]
+end
+"""
 MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 
 
@@ -44,6 +54,19 @@ def json_body(numbers: Iterable[int]) -> bytes:
     return json.dumps(events, separators=(", ", ": ")).encode()
 
 
+def body_of_size(size: int) -> bytes:
+    """A body of one event, of so many bytes: 50 at least."""
+    event = {"eventName": "PageView", "payload": {"a": ""}}
+    event["payload"] = {"a": "x" * (size - len(json.dumps(event)))}
+    return json.dumps(event).encode()
+
+
+def named_bodies(names: int, events: int) -> list[bytes]:
+    """Bodies of 100 events, which have so many names in turn."""
+    body = [json.dumps({"eventName": f"Name{n % names}", "payload": payload(n)}).encode() for n in range(events)]
+    return [b"[%b]" % b", ".join(body[start : start + 100]) for start in range(0, events, 100)]
+
+
 def msgpack_events(count: int) -> bytes:
     """The same as msgpack: an array of maps."""
     packed: bytes = msgpack.packb([{"eventName": "PageView", "payload": payload(n)} for n in range(count)])
@@ -68,7 +91,10 @@ def _text(number: int, value: str | bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk sends, and how many events a request holds. ``refused``: every answer has to be 503."""
+    """What wrk sends, and how many events a request holds. ``refused``: every answer has to be 503.
+
+    ``bodies``: each line of ``body`` is a body of its own; they are sent in turns.
+    """
 
     path: str
     connections: int
@@ -76,6 +102,7 @@ class Load:
     body: bytes = b""
     content_type: str = "application/json"
     refused: bool = False
+    bodies: bool = False
 
     def request(self) -> bytes:
         """As it goes over the wire."""
@@ -92,7 +119,9 @@ class Load:
         (base / f"{name}.body").write_bytes(self.body)
         (base / f"{name}.lua").write_text(
             f'wrk.method = "POST"\nwrk.headers["Content-Type"] = "{self.content_type}"\n'
-            f'wrk.body = io.open("{base}/{name}.body", "rb"):read("*a")\n'
+            + (BODIES if self.bodies else 'wrk.body = io.open("{file}", "rb"):read("*a")\n').format(
+                file=f"{base}/{name}.body"
+            )
         )
         return ["-s", str(base / f"{name}.lua")]
 
@@ -106,28 +135,51 @@ class Sample:
     p99_ms: float
 
 
+@dataclass(frozen=True)
+class Report:
+    """What wrk says. ``failed``: requests not answered with 2xx. ``broken``: connections, in its words."""
+
+    requests: int
+    failed: int
+    broken: str
+    seconds: float
+    p99_ms: float
+
+
+def wrk(port: int, load: Load, seconds: float, base: Path) -> Report:
+    """Load a port of this machine, for whole seconds: wrk knows no others."""
+    command = ["wrk", "-t1", f"-c{load.connections}", f"-d{max(1, round(seconds))}s", "--latency", *load.script(base)]
+    text = subprocess.run(
+        [*command, f"http://127.0.0.1:{port}{load.path}"], capture_output=True, text=True, check=True
+    ).stdout
+    requests, took_s = re.search(r"(\d+) requests in ([\d.]+)s", text).groups()  # type: ignore[union-attr]
+    number, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", text).groups()  # type: ignore[union-attr]
+    failed = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
+    broken = re.search(r"Socket errors: (.*)", text)
+    return Report(
+        int(requests), int(failed[1]) if failed else 0, broken[1] if broken else "", float(took_s),
+        float(number) * MILLISECONDS[unit],
+    )  # fmt: skip
+
+
 def drive(side: Side, load: Load, seconds: float, base: Path) -> Sample:
-    """Load one side, for whole seconds: wrk knows no others.
+    """Load one side.
 
     Errors: RuntimeError when a request failed, or an answered event is not counted by the server.
     """
     before = side.accepted() if side.spool else 0
     cpu = side.cpu_s()
-    command = ["wrk", "-t1", f"-c{load.connections}", f"-d{max(1, round(seconds))}s", "--latency", *load.script(base)]
-    report = subprocess.run(
-        [*command, f"http://127.0.0.1:{side.port}{load.path}"], capture_output=True, text=True, check=True
-    ).stdout
+    report = wrk(side.port, load, seconds, base)
     cpu = side.cpu_s() - cpu
-    requests, took_s = re.search(r"(\d+) requests in ([\d.]+)s", report).groups()  # type: ignore[union-attr]
-    number, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", report).groups()  # type: ignore[union-attr]
-    failed = re.search(r"Non-2xx or 3xx responses: (\d+)", report)
-    if (failed[1] if failed else "0") != (requests if load.refused else "0") or "Socket errors" in report:
+    if report.broken or report.failed != (report.requests if load.refused else 0):
         raise RuntimeError(f"{side.name}: {report}")
-    events = int(requests) * load.events
+    events = report.requests * load.events
+    if not events:
+        raise RuntimeError(f"{side.name}: no request was answered in {seconds:g} s")
     promised = 0 if load.refused else events
     if side.spool:
         taken = side.accepted() - before
         if taken < promised or (load.refused and taken):
             raise RuntimeError(f"{side.name}: {promised} events answered, {taken} taken")
     side.answered += promised
-    return Sample(events / float(took_s), cpu / events * 1e6, float(number) * MILLISECONDS[unit])
+    return Sample(events / report.seconds, cpu / events * 1e6, report.p99_ms)

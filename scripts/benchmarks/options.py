@@ -8,8 +8,9 @@ from pathlib import Path
 class Options:
     """The command line. Where something is None each benchmark has its own default.
 
-    ``rounds``: turns of each side. ``seconds``: of load a turn, or of a soak. ``events``: of each turn that is counted
-    in events. ``plots``: the directory for PNG files; None: none are made.
+    ``rounds``: turns of each side; of scale: how many of its sizes. ``seconds``: of load a turn, or of a soak.
+    ``events``: of a turn to a destination; of growth: the most of anything. ``plots``: the directory for PNG files;
+    None: none are made.
     """
 
     rounds: int | None = None

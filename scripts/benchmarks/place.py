@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from benchmarks.load import TIME_MS, json_body, json_events
@@ -44,7 +44,7 @@ class Place:
             SETTINGS.format(base=self.base, forwarder=forwarder, block=block.format(base=self.base))
         )
         self.queue = self.spool.queue(forwarder)
-        self._payload = encode_envelope("json", TIME_MS, decode_json(json_events(BATCH), Defaults(TIME_MS)).events)
+        self._payload = envelope_of(json_events(BATCH))
 
     def fill(self, segments: int, records: int) -> int:
         """Put sealed segments of one and the same record into the forwarder's queue; returns their bytes."""
@@ -52,7 +52,14 @@ class Place:
 
     def fill_numbered(self, events: int) -> None:
         """Put so many events there that differ in number and time, as destinations want that tell them apart."""
-        waiting = [(envelope, BATCH) for envelope in numbered_records(events)]
+        self._put_records(numbered_records(events))
+
+    def fill_bodies(self, bodies: Iterable[bytes]) -> None:
+        """Put the events of bodies there, a record for each body, of `BATCH` events."""
+        self._put_records(envelope_of(body) for body in bodies)
+
+    def _put_records(self, envelopes: Iterable[bytes]) -> None:
+        waiting = [(envelope, BATCH) for envelope in envelopes]
         for number in range(0, len(waiting), RECORDS):
             self._put(number, waiting[number : number + RECORDS])
 
@@ -86,11 +93,15 @@ class Place:
         return sum(1 for _ in self.queue.glob("*.seg"))
 
 
+def envelope_of(body: bytes) -> bytes:
+    """A body as it is kept."""
+    return encode_envelope("json", TIME_MS, decode_json(body, Defaults(TIME_MS)).events)
+
+
 def numbered_records(events: int) -> Iterator[bytes]:
     """Envelopes of `BATCH` events each; no two events have the same time."""
     for first in range(0, events, BATCH):
-        body = json_body(range(first, first + BATCH))
-        yield encode_envelope("json", TIME_MS, decode_json(body, Defaults(TIME_MS)).events)
+        yield envelope_of(json_body(range(first, first + BATCH)))
 
 
 def numbered_events(events: int) -> list[Event]:

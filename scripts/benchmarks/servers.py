@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 from spool.reader import Record, SegmentReader
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+SYNCS = "fdatasync,fsync"
 START_MAX_S = 60
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 RIVALS = {"PYTHONPATH": str(REPOSITORY / "scripts")}
@@ -69,7 +71,8 @@ class Side:
         total = 0.0
         for pid in [self.process.pid, *descendants(self.process.pid)]:
             with contextlib.suppress(OSError):
-                if b"\0flush" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                if b"\0flush" not in command and not command.startswith(b"strace\0"):
                     total += cpu_s(pid)
         return total
 
@@ -147,13 +150,22 @@ def running(
         _wait_for(side, base)
         yield side
     finally:
-        process.terminate()
+        # strace is deaf to it: what it runs has to end
+        os.kill(
+            next(iter(descendants(process.pid)), process.pid) if command[0] == "strace" else process.pid, signal.SIGTERM
+        )
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
     if spool is not None and (found := (stored or in_spool)(spool)) < side.answered:
         raise RuntimeError(f"{name}: {side.answered} events answered, {found} are there")
+
+
+def _told(process: subprocess.Popen[bytes]) -> int:
+    """Who is told to end: strace is deaf to it, so the one that it runs."""
+    children = descendants(process.pid) if Path(f"/proc/{process.pid}/comm").read_text() == "strace\n" else []
+    return children[0] if children else process.pid
 
 
 def _wait_for(side: Side, base: Path) -> None:
@@ -188,11 +200,32 @@ def nginx(base: Path) -> AbstractContextManager[Side]:
 
 
 def collector(
-    base: Path, name: str, durability: str = "interval", workers: int = 1, *, full: bool = False
+    base: Path, name: str, durability: str = "interval", workers: int = 1, *, full: bool = False, sync_ms: int = 0
 ) -> AbstractContextManager[Side]:
-    """``collector serve`` without a forwarder: what it takes stays in its spool. ``full``: it takes nothing."""
+    """``collector serve`` without a forwarder: what it takes stays in its spool. ``full``: it takes nothing.
+
+    ``sync_ms``: each of its syncs takes so much longer. strace sees only them, the other calls are as fast as ever.
+    Errors: RuntimeError without strace.
+    """
+    if sync_ms and shutil.which("strace") is None:
+        raise RuntimeError("strace is not installed")
     port, settings = _settings(base, name, durability, workers, full=full)
     command = [sys.executable, "-m", "collector", "serve", "--config", str(settings)]
+    if sync_ms:
+        inject = f"inject={SYNCS}:delay_exit={sync_ms * 1000}"
+        command = [
+            "strace",
+            "-f",
+            "--seccomp-bpf",
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-e",
+            f"trace={SYNCS}",
+            "-e",
+            inject,
+            *command,
+        ]
     return running(name, command, port, base, spool=base / name / "spool")
 
 

@@ -102,8 +102,8 @@ _CROWD = Load(EVENTS, 256, 1, json_events(1))
 _REFUSED = Load(EVENTS, 256, 1, json_events(1), refused=True)
 
 
-def _against_nginx(durability: str) -> Sides:
-    return lambda base: [collector(base, "collector", durability), nginx(base)]
+def _against_nginx(durability: str, sync_ms: int = 0) -> Sides:
+    return lambda base: [collector(base, "collector", durability, sync_ms=sync_ms), nginx(base)]
 
 
 def _two(ours: str, theirs: str) -> Sides:
@@ -122,6 +122,18 @@ COMPARISONS = [
     Comparison(
         "post-commit", 3, "POST of one event, commit, c128 ÷ nginx body log",
         _against_nginx("commit"), (_ONE,), at_least=3.5,
+    ),
+    Comparison(
+        "pixel-commit-5ms", 0, "as pixel-commit, where each sync takes 5 ms longer",
+        _against_nginx("commit", 5), (Load(PIXEL, 128),),
+    ),
+    Comparison(
+        "post-commit-5ms", 0, "as post-commit, where each sync takes 5 ms longer",
+        _against_nginx("commit", 5), (_ONE,),
+    ),
+    Comparison(
+        "batch-commit-5ms", 0, "as batch-commit, where each sync takes 5 ms longer",
+        _against_nginx("commit", 5), (_HUNDRED,),
     ),
     Comparison(
         "batch-interval", 4, "POST of 100 events, interval, c32 ÷ nginx body log",

@@ -24,13 +24,14 @@ PROGRAMS = Path("/usr/lib/rabbitmq/bin")
 PROGRAM = PROGRAMS / "rabbitmq-server"
 
 CONFIGURATION = """\
-listeners.tcp.1 = 127.0.0.1:{port}
+listeners.tcp.1 = {host}:{port}
 listeners.ssl.1 = 127.0.0.1:{tls_port}
 ssl_options.certfile = {base}/tls.crt
 ssl_options.keyfile = {base}/tls.key
 ssl_options.verify = verify_none
 ssl_options.versions.1 = tlsv1.2
 max_message_size = {max_message_bytes}
+loopback_users = none
 log.console = true
 log.console.level = warning
 log.file = false
@@ -38,9 +39,12 @@ log.file = false
 
 
 class Rabbit:
-    """One node in ``base``. ``start()`` after ``kill()`` starts it again on the same data."""
+    """One node in ``base``. ``start()`` after ``kill()`` starts it again on the same data.
 
-    def __init__(self, base: Path, max_message_bytes: int = 1024 * 1024) -> None:
+    ``host``: where it listens; beyond loopback only in a network that nobody else is in: the user is guest.
+    """
+
+    def __init__(self, base: Path, max_message_bytes: int = 1024 * 1024, *, host: str = "127.0.0.1") -> None:
         self.base = base
         self.port, self.tls_port, self.distribution_port, self.epmd_port = (free_port() for _ in range(4))
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/%2f"
@@ -51,7 +55,9 @@ class Rabbit:
         self._pid_file = base / "rabbit.pid"
         (base / "home").mkdir(parents=True)
         (base / "rabbitmq.conf").write_text(
-            CONFIGURATION.format(base=base, port=self.port, tls_port=self.tls_port, max_message_bytes=max_message_bytes)
+            CONFIGURATION.format(
+                base=base, host=host, port=self.port, tls_port=self.tls_port, max_message_bytes=max_message_bytes
+            )
         )
         (base / "enabled_plugins").write_text("[].\n")
         make_certificate(self.certificate, base / "tls.key")
@@ -60,7 +66,7 @@ class Rabbit:
             "LANG": "C.UTF-8",
             "HOME": str(base / "home"),
             "RABBITMQ_NODENAME": f"t{self.port}@localhost",
-            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_IP_ADDRESS": host,
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(self.distribution_port),
             "ERL_EPMD_PORT": str(self.epmd_port),
