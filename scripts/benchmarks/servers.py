@@ -150,10 +150,8 @@ def running(
         _wait_for(side, base)
         yield side
     finally:
-        # strace is deaf to it: what it runs has to end
-        os.kill(
-            next(iter(descendants(process.pid)), process.pid) if command[0] == "strace" else process.pid, signal.SIGTERM
-        )
+        with contextlib.suppress(OSError):  # it has ended
+            os.kill(_told(process), signal.SIGTERM)
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
@@ -213,19 +211,8 @@ def collector(
     command = [sys.executable, "-m", "collector", "serve", "--config", str(settings)]
     if sync_ms:
         inject = f"inject={SYNCS}:delay_exit={sync_ms * 1000}"
-        command = [
-            "strace",
-            "-f",
-            "--seccomp-bpf",
-            "-qq",
-            "-o",
-            "/dev/null",
-            "-e",
-            f"trace={SYNCS}",
-            "-e",
-            inject,
-            *command,
-        ]
+        tracer = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", f"trace={SYNCS}", "-e", inject]
+        command = [*tracer, *command]
     return running(name, command, port, base, spool=base / name / "spool")
 
 
