@@ -96,7 +96,7 @@ class _Files:
         return self._layout.by_directory(batch)
 
     def name_in(self, directory: str, events: Sequence[Event]) -> str | None:
-        """The name of the file of these events; None: it has been compacted. Errors: OSError, Unavailable."""
+        """The name of the file of these events; None: it has been compacted. Errors: OSError."""
         stem = file_stem(events)
         return None if stem in self._compacted(directory) else stem + self._suffix
 
@@ -110,8 +110,8 @@ class _Files:
     def _compacted(self, directory: str) -> set[str]:
         try:
             return {name.partition(".")[0] for name in read_manifest(self._store, directory).listed}
-        except Unreadable as exc:
-            raise Unavailable(f"{self._store}: {exc}") from exc
+        except Unreadable:  # readers say so; a listed file that comes back counts for none of them
+            return set()
 
 
 def _frames(to_json: EventJson, events: Iterable[Event]) -> bytes:

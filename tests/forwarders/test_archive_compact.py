@@ -17,7 +17,7 @@ from formats.event import Event
 from formats.event_json import EventJson
 from forwarders.archive import Settings, from_settings, open_store
 from forwarders.archive_compact import Compacted, Compactor, Target
-from forwarders.archive_files import lines
+from forwarders.archive_files import Unreadable, lines
 from forwarders.archive_layout import DEFAULT_LAYOUT, Layout
 from forwarders.archive_lines import event_lines, event_of
 from forwarders.archive_listing import Choice, live_files
@@ -108,6 +108,22 @@ def test_a_late_repeat_of_a_batch_doubles_nothing(tmp_path: Path, target: Target
     assert ids_in(store) == sorted(ids(EVENTS))
     compact(store, target)
     assert not any(path.exists() for path in listed)
+    assert ids_in(store) == sorted(ids(EVENTS))
+
+
+def test_a_damaged_manifest_stops_no_forwarder_and_is_said_to_readers(tmp_path: Path) -> None:
+    send(tmp_path, *BATCHES)
+    store = LocalStore(tmp_path)
+    compact(store)
+    manifest = tmp_path / store.files(".manifests")[0].name
+    whole = manifest.read_bytes()
+    for damaged in (whole[:-9], whole.replace(b'"version": 1', b'"version": 2')):
+        manifest.write_bytes(damaged)
+        send(tmp_path, *BATCHES)
+        with pytest.raises(Unreadable, match="manifest"):
+            lines_in(store)
+
+    manifest.write_bytes(whole)
     assert ids_in(store) == sorted(ids(EVENTS))
 
 
