@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from collector.event_settings import check_privacy, check_schemas
 from collector.tables import Finding
+from forwarders.archive import Settings as ArchiveSettings
 from spool.key_file import KeyFileError, read_keys
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def cross_check(settings: "Settings") -> Iterator[Finding]:
     if settings.scribe.enabled and not settings.scribe.allow and not _is_local(settings.scribe.bind):
         yield ("scribe",), "allow", [], "the listener knows no credentials: name the networks that may use it"
     yield from _files(settings)
-    yield from _libraries(settings)
+    yield from _archives(settings)
     yield from check_schemas(settings.schemas)
     yield from check_privacy(("privacy",), settings.privacy)
     for name, event in settings.events.items():
@@ -64,11 +65,20 @@ def cross_check(settings: "Settings") -> Iterator[Finding]:
             yield table, "required", False, "say how far it may lag: max_lag_bytes or max_lag_s"
 
 
-def _libraries(settings: "Settings") -> Iterator[Finding]:
+def _archives(settings: "Settings") -> Iterator[Finding]:
     for each in settings.forwarders:
-        if getattr(each.own, "is_url", False) and importlib.util.find_spec("obstore") is None:
-            advice = "needs obstore: pip install 'event-collector[object-store]'"
-            yield ("forwarders", each.name), "path", each.own.path, advice
+        if not isinstance(each.own, ArchiveSettings):
+            continue
+        table = ("forwarders", each.name)
+        for key, value, needed, library, extra in (
+            ("path", each.own.path, each.own.is_url, "obstore", "object-store"),
+            ("compact", each.own.compact, each.own.compact == "parquet", "duckdb", "query"),
+        ):
+            if needed and importlib.util.find_spec(library) is None:
+                yield table, key, value, f"needs {library}: pip install 'event-collector[{extra}]'"
+        credentials = each.own.credentials_file
+        if credentials is not None and not credentials.is_file():
+            yield table, "credentials_file", credentials, "there is no such file"
 
 
 def _key_file(path: Path) -> Iterator[Finding]:

@@ -191,6 +191,23 @@ def test_every_error_is_listed_with_its_file_and_path(tmp_path: Path) -> None:
             "forwarders.files.type = [1]",
             f"forwarders.files.type = [1]: expected {TYPES}",
         ),
+        (
+            'forwarders.archive.path = "ftp://x"',
+            "forwarders.archive: path: expected a directory, s3://…, gs://… or az://…",
+        ),
+        (
+            'forwarders.archive.layout = "{name}/{year}"',
+            "forwarders.archive: layout: expected {name}, {year}, {month}, {day}, {hour}, perhaps {minute}, "
+            "in this order",
+        ),
+        (
+            'forwarders.archive = {format = "thrift", compact = "jsonl"}',
+            'forwarders.archive: compact: expected format = "jsonl", in which events have ids',
+        ),
+        (
+            'forwarders.archive = {path = "s3://x", credentials_file = "no/where"}',
+            'forwarders.archive.credentials_file = "no/where": there is no such file',
+        ),
         ("forwarders.spool = {}", "forwarders.spool: expected a name of a-z, 0-9, _ and -, other than spool"),
         ("forwarders = 3", "forwarders = 3: expected a table"),
         ("events.x = 3", "events.x = 3: expected a table"),
@@ -199,6 +216,19 @@ def test_every_error_is_listed_with_its_file_and_path(tmp_path: Path) -> None:
 )
 def test_what_a_type_cannot_say_is_checked_too(tmp_path: Path, text: str, error: str) -> None:
     assert f"collector.toml: {error}" in errors_of(tmp_path, text)
+
+
+def test_a_library_that_an_archive_needs_and_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for library in ("obstore", "duckdb"):
+        monkeypatch.setitem(sys.modules, library, None)
+    errors = errors_of(tmp_path, 'forwarders.archive = {path = "s3://x", compact = "parquet"}')
+
+    assert [each.rpartition(": ")[2] for each in errors] == [
+        "pip install 'event-collector[object-store]'",
+        "pip install 'event-collector[query]'",
+    ]
 
 
 @pytest.mark.parametrize(
