@@ -3,8 +3,9 @@
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
-from formats.envelope import encode_envelope, parse_event_id
+from formats.envelope import decode_envelope, encode_envelope, parse_event_id
 from formats.event import Event
 from forwarders.batch import Batch, Piece
 from forwarders.delivery import Delivery
@@ -36,7 +37,7 @@ class Refusals:
         self._keep_events(batch, delivery.events, delivery.refused, "the destination refused it", elsewhere)
         self._keep_events(batch, delivery.events, delivery.failed, "the forwarder failed on it alone", elsewhere)
         for segment, events in batch.set_aside.items():
-            refused = [_alone(each) for each in events]
+            refused = _together(events)
             elsewhere[segment] += self._add(segment, refused, "set aside at the door", events[0].set_aside)
         for segment, count in elsewhere.items():  # not before all is kept: until then it may be done again
             batch.tell(segment, Outcome(quarantined=-count, skipped=count))
@@ -47,7 +48,7 @@ class Refusals:
         origin = record.origin or Origin(record.uuid, record.offset)
         refused = RefusedRecord(origin, record.payload, record.event_count, record.received_ns)
         count = record.event_count - piece.start
-        elsewhere = min(count, self._add(piece.segment, [refused], "processes die of it", reason))
+        elsewhere = min(count, self._add(piece.segment, [refused], "processes die of it", reason, whole=True))
         batch.tell(piece.segment, Outcome(quarantined=count - elsewhere, skipped=elsewhere))
         batch.remove(piece)
 
@@ -59,13 +60,17 @@ class Refusals:
         for position in sorted(errors):
             by_segment.setdefault(batch.ends[bisect_right(ends, position)][1], []).append(position)
         for segment, positions in by_segment.items():
-            refused = [_alone(events[each]) for each in positions]
+            refused = _together([events[each] for each in positions])
             elsewhere[segment] += self._add(segment, refused, reason, errors[positions[0]])
 
-    def _add(self, segment: str, refused: Sequence[RefusedRecord], reason: str, error: str) -> int:
+    def _add(
+        self, segment: str, refused: Sequence[RefusedRecord], reason: str, error: str, *, whole: bool = False
+    ) -> int:
         """Returns how many are there already, and are in the account of another segment than this one."""
         try:
-            kept = self._quarantine.add_events(self._forwarder, segment, refused, reason=reason, error=error)
+            kept = self._quarantine.add_events(
+                self._forwarder, segment, refused, reason=reason, error=error, split=None if whole else _split
+            )
         except (OSError, SpoolError) as exc:
             raise CannotQuarantine(f"quarantine cannot be written: {exc}") from exc
         self._counters.add("quarantined_events_total", kept.new)
@@ -73,9 +78,22 @@ class Refusals:
         return kept.elsewhere
 
 
-def _alone(event: Event) -> RefusedRecord:
-    """One event as a record of its own, which says where it came from. It is not set aside again: a replay sends it."""
-    uuid, offset, index = parse_event_id(event.id)
-    clear = Event(event.name, event.time_ms, event.granularity, event.kind, event.payload)
-    payload = encode_envelope(event.source, event.received_ms, [clear])
-    return RefusedRecord(Origin(uuid, offset, (index,)), payload, 1, event.received_ms * 1_000_000)
+def _together(events: Sequence[Event]) -> list[RefusedRecord]:
+    """Records of the events, in their order; those of one record that follow each other stay together, for a record
+    costs as much as several events. They say where they came from. They are not set aside again: a replay sends them.
+    """
+    return [_record(list(group)) for _, group in groupby(events, key=lambda event: event.id.rpartition("-")[0])]
+
+
+def _record(events: list[Event]) -> RefusedRecord:
+    uuid, offset, _ = parse_event_id(events[0].id)
+    indexes = tuple([int(event.id.rpartition("-")[2], 16) for event in events])
+    source, received_ms = events[0].source, events[0].received_ms
+    clear = [Event(event.name, event.time_ms, event.granularity, event.kind, event.payload) for event in events]
+    payload = encode_envelope(source, received_ms, clear)
+    return RefusedRecord(Origin(uuid, offset, indexes), payload, len(events), received_ms * 1_000_000)
+
+
+def _split(record: RefusedRecord) -> list[RefusedRecord]:
+    """Its events, each as a record of its own."""
+    return [_record([each]) for each in decode_envelope(record.payload, *record.origin)]

@@ -117,12 +117,13 @@ class Quarantine:
         reason: str,
         error: str = "",
         attempts: int = 1,
+        split: Callable[[RefusedRecord], list[RefusedRecord]] | None = None,
     ) -> Kept:
         """Keep events that ``forwarder`` refused while it was given ``segment`` (the name in its queue).
 
         Events that are here already (a batch repeated after a crash) are not kept twice: their item counts
-        ``attempts`` more. Which events are known is asked per RefusedRecord: one of which any event is new is kept
-        whole, so give one per event where batches may be cut differently.
+        ``attempts`` more. A record of which some events are new (a batch that was cut differently before) is taken
+        apart by ``split``, or else kept whole.
         """
         if not refused:
             return Kept(0)
@@ -133,14 +134,18 @@ class Quarantine:
         new: list[RefusedRecord] = []
         repeated: set[str] = set()
         elsewhere = 0
-        for record in refused:
-            keys = event_keys(record.origin, record.event_count)
-            held = [found[key] for key in keys if key in found] if found else []
-            if len(held) < len(keys):
-                new.append(record)
-            else:
+        waiting = list(refused[::-1])
+        while waiting:
+            record = waiting.pop()
+            keys = event_keys(record.origin, record.event_count) if found else []
+            held = [found[key] for key in keys if key in found]
+            if len(held) == record.event_count:
                 repeated.update(each.item for each in held)
                 elsewhere += sum(not each.came for each in held)
+            elif held and split and record.event_count > 1:
+                waiting += split(record)[::-1]
+            else:
+                new.append(record)
         said = Description(
             reason, error=error[:ERROR_MAX_CHARS], attempts=attempts, forwarder=forwarder, segment=segment
         )
@@ -200,17 +205,7 @@ class Quarantine:
 
     def contents(self, item: Item) -> list[Record | Damage]:
         """The refused records of an item, and what is damaged of it. Errors: QuarantineError; OSError."""
-        if item.kind == "bytes":
-            raise QuarantineError(f"{item.name}: holds damaged bytes, no records; export it to look at them")
-        try:
-            with SegmentReader(item.path, self._keyring) as reader:
-                return list(reader.records())
-        except KeyMissing as exc:
-            raise QuarantineError(f"{item.name}: {exc}") from exc
-        except SegmentUnreadable as exc:
-            raise QuarantineError(f"{item.name}: {exc}; export it to look at the bytes") from exc
-        except FileNotFoundError as exc:
-            raise QuarantineError(f"{item.name}: is not in quarantine any more") from exc
+        return list(self._parts(item))
 
     def replay(self, item: Item, *, to: str | None = None, dry_run: bool = False) -> bool:
         """Queue an item again, for the forwarder that refused it or for ``to``; False when it is queued already.
@@ -218,7 +213,7 @@ class Quarantine:
         It leaves quarantine when that forwarder's `Queue.finish` is called for it. Errors: QuarantineError, OSError.
         """
         forwarder = to or item.owner
-        if not any(isinstance(part, Record) for part in self.contents(item)):
+        if not any(isinstance(part, Record) for part in self._parts(item)):  # reads no more than it takes
             raise QuarantineError(f"{item.name}: holds no whole record")
         if forwarder not in self._directory.queues():
             raise QuarantineError(f"{item.name}: there is no queue of a forwarder {forwarder!r}")
@@ -284,6 +279,19 @@ class Quarantine:
             return False
         owner, name = source
         return _remove(self._directory.quarantine_root / owner / (name + EVENTS_SUFFIX))
+
+    def _parts(self, item: Item) -> Iterator[Record | Damage]:
+        if item.kind == "bytes":
+            raise QuarantineError(f"{item.name}: holds damaged bytes, no records; export it to look at them")
+        try:
+            with SegmentReader(item.path, self._keyring) as reader:
+                yield from reader.records()
+        except KeyMissing as exc:
+            raise QuarantineError(f"{item.name}: {exc}") from exc
+        except SegmentUnreadable as exc:
+            raise QuarantineError(f"{item.name}: {exc}; export it to look at the bytes") from exc
+        except FileNotFoundError as exc:
+            raise QuarantineError(f"{item.name}: is not in quarantine any more") from exc
 
     def _clear(self, item: Item) -> Iterator[bytes]:
         """The bytes of an item as they would be in a spool without a key. Errors: KeyMissing, BoxDamaged."""
