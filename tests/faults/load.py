@@ -6,12 +6,12 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.services.child import wait_until
+from tests.services.child import POLL_S, wait_until
 from tests.services.collector import RunningCollector, archived_events
 
 #: Settings with which an event is in the archive in a fraction of a second.
@@ -130,9 +130,21 @@ def archived(base: Path) -> dict[int, set[str]]:
     return found
 
 
-def assert_delivered(base: Path, acknowledged: Iterable[int], timeout_s: float = 30) -> None:
-    """Soon all of them are in the archive, each under one id."""
+def wait_for_all(missing: Callable[[], int], still_s: float, what: str) -> None:
+    """Return once nothing is missing; AssertionError when nothing more has come for so long."""
+    left, deadline = missing(), time.monotonic() + still_s
+    while left:
+        time.sleep(POLL_S)
+        now = missing()
+        if now < left:
+            left, deadline = now, time.monotonic() + still_s
+        elif time.monotonic() > deadline:
+            raise AssertionError(f"{what}: {left} are missing, and no more came for {still_s} s")
+
+
+def assert_delivered(base: Path, acknowledged: Iterable[int], still_s: float = 30) -> None:
+    """All of them come into the archive, each under one id."""
     wanted = set(acknowledged)
-    wait_until(lambda: wanted <= archived(base).keys(), timeout_s, f"{len(wanted)} events are in the archive")
+    wait_for_all(lambda: len(wanted - archived(base).keys()), still_s, f"{len(wanted)} events in the archive")
     found = archived(base)
     assert {number: found[number] for number in wanted if len(found[number]) != 1} == {}
