@@ -33,6 +33,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--field", required=True, help="eventName, id, or a key of the payload; user.email: one in user."),
         click.option("--value", required=True, help="What the field has, as a text."),
+        click.option("--yes", is_flag=True, help="Do not ask. Only a terminal is asked."),
         dry_run_option,
         json_option,
         settings_option,
@@ -43,14 +44,14 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command("erase")
 @_options
-def erase_in_spool(settings: "Settings", field: str, value: str, dry_run: bool, as_json: bool) -> None:
+def erase_in_spool(settings: "Settings", field: str, value: str, yes: bool, dry_run: bool, as_json: bool) -> None:
     """Erase the events in which FIELD has VALUE from retained, sealed, queued and quarantined segments.
 
     No byte of them stays; all others, their ids and their order stay. No flusher may run (exit code 75): stop it first
     (systemctl stop collector-flusher); HTTP workers may go on, and what they are writing is waited for. What comes
     later is not looked at. Erase here first, then in the archive. Interrupted, it is done again.
     """
-    from collector.erase_spool import erase
+    from collector.erase_spool import Erased, erase
     from spool.flusher_lock import Locked, flusher_lock
     from spool.recovery import salvage_orphans, sweep_tmp
 
@@ -62,7 +63,13 @@ def erase_in_spool(settings: "Settings", field: str, value: str, dry_run: bool, 
                 sweep_tmp(directory)
                 salvage_orphans(directory)
             still_open = _wait_for_open(directory, 0.0 if dry_run else settings.spool.segment_max_age_s + _SEAL_S)
-            found = erase(directory, match, dry_run=dry_run, progress=lambda files: list(progress(files, "reading")))
+
+            def work(*, dry_run: bool) -> Erased:
+                return erase(directory, match, dry_run=dry_run, progress=lambda files: list(progress(files, "reading")))
+
+            if not (dry_run or yes):
+                _ask(work)
+            found = work(dry_run=dry_run)
     except Locked as exc:
         raise InUse(f"{exc} is locked: a flusher or an import works on this spool; stop it first") from exc
     found.left += [f"{name}: is still being written; do it again" for name in still_open]
@@ -71,7 +78,7 @@ def erase_in_spool(settings: "Settings", field: str, value: str, dry_run: bool, 
 
 @click.command("erase")
 @_options
-def erase_in_archive(settings: "Settings", field: str, value: str, dry_run: bool, as_json: bool) -> None:
+def erase_in_archive(settings: "Settings", field: str, value: str, yes: bool, dry_run: bool, as_json: bool) -> None:
     """Erase the events in which FIELD has VALUE from the files of every archive forwarder, compacted ones too.
 
     Lines go, all others stay byte for byte. Works beside a running collector; what is still in the spool comes later,
@@ -81,18 +88,36 @@ def erase_in_archive(settings: "Settings", field: str, value: str, dry_run: bool
     from collector.erase_archive import ErasedLines, erase_lines
 
     match = _match(settings, field, value)
-    total = ErasedLines()
+    left: list[str] = []
+    stores = []
     for own, store, _ in archives(settings, None):
         if not dry_run and not own.is_url:
             drafts = _drafts_left(settings, Path(own.path))
-            total.left += [f"{draft}: is still being written; do it again" for draft in drafts]
-        try:
-            found = erase_lines(store, match, dry_run=dry_run, progress=lambda items: progress(items, "reading"))
-        except BlockingIOError as exc:
-            raise InUse(f"{store}: is being compacted; do it again when that is over") from exc
-        total.files, total.events = total.files + found.files, total.events + found.events
-        total.left += found.left
+            left += [f"{draft}: is still being written; do it again" for draft in drafts]
+        stores.append(store)
+
+    def work(*, dry_run: bool) -> ErasedLines:
+        total = ErasedLines()
+        for store in stores:
+            try:
+                found = erase_lines(store, match, dry_run=dry_run, progress=lambda items: progress(items, "reading"))
+            except BlockingIOError as exc:
+                raise InUse(f"{store}: is being compacted; do it again when that is over") from exc
+            total.files, total.events = total.files + found.files, total.events + found.events
+            total.left += found.left
+        return total
+
+    if not (dry_run or yes):
+        _ask(work)
+    total = work(dry_run=dry_run)
+    total.left = [*left, *total.left]
     _say(total, dry_run, as_json)
+
+
+def _ask(work: Callable[..., "Erased | ErasedLines"]) -> None:
+    """Ask the person at a terminal whether this may go, where anything would."""
+    if sys.stdin.isatty() and (found := work(dry_run=True)).files:
+        click.confirm(f"Erase {found.events} events in {found.files} files for good?", abort=True, err=True)
 
 
 def _match(settings: "Settings", field: str, value: str) -> "Match":

@@ -90,7 +90,7 @@ def stat(settings: "Settings", as_json: bool) -> None:
 @json_option
 @settings_option
 def verify(settings: "Settings", deep: bool, as_json: bool) -> None:
-    """Check that every segment begins and ends as it should; exit 1 when one does not."""
+    """Check that every segment begins and ends as it should; exit 1 when one does not, or cannot be decrypted."""
     from collector.spool_view import segments
     from collector.spool_view import verify as verify_segment
 
@@ -102,15 +102,18 @@ def verify(settings: "Settings", deep: bool, as_json: bool) -> None:
         except FileNotFoundError:
             continue  # sent and gone since we looked
     bad = [each for each in verdicts if each.problems]
+    locked = [each for each in verdicts if each.key_missing]
     if as_json:
         click.echo(json.dumps([asdict(each) for each in verdicts]))
     else:
-        for verdict in bad:
-            for problem in verdict.problems:
-                click.echo(f"{verdict.name}: {problem}")
+        for verdict in verdicts:
+            for problem in (*verdict.problems, verdict.key_missing):
+                if problem:
+                    click.echo(f"{verdict.name}: {problem}")
         events = f", {sum(each.events or 0 for each in verdicts)} events" if deep else ""
-        click.echo(f"{len(verdicts)} segments{events}, {len(bad)} of them damaged")
-    if bad:
+        without = f", {len(locked)} whose key is not in spool.key_file" if locked else ""
+        click.echo(f"{len(verdicts)} segments{events}, {len(bad)} of them damaged{without}")
+    if bad or locked:
         sys.exit(1)
 
 

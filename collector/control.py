@@ -139,6 +139,8 @@ class Control:
                 place.replay(each)
             except QuarantineError as exc:
                 failures.append(str(exc))
+            except OSError as exc:
+                failures.append(f"{each.name}: cannot be queued: {exc.strerror}")
         return {"quarantined_items": len(items) - len(failures), "failures": failures}
 
     def _as_owner(self, work: Callable[[Flusher], T]) -> T:

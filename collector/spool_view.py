@@ -15,7 +15,7 @@ from spool.directory import OPEN_SUFFIX, SEALED_SUFFIX, SpoolDirectory
 from spool.key_name import KeyMissing
 from spool.quarantine import Quarantine
 from spool.reader import Damage, Record, SegmentReader, SegmentUnreadable
-from spool.record import RECORD_HEADER_BYTES, Origin
+from spool.record import Origin
 from spool.retention import retained_folders
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 #: A segment in ``_open`` that nobody has locked: its process is dead, and the flusher will take it over.
 State = Literal["writing", "orphan", "sealed"]
-_SEAL_BYTES = RECORD_HEADER_BYTES + 8
 
 
 class NoSuchSegment(Exception):
@@ -48,7 +47,10 @@ class Segment:
 
 @dataclass
 class Verdict:
-    """What reading a segment brought to light: no ``problems`` when all is well; counts are None where not read."""
+    """What reading a segment brought to light: no ``problems`` when all is well; counts are None where not read.
+
+    ``key_missing`` says which key it needs that is not here: nothing is wrong with the segment.
+    """
 
     name: str
     size: int
@@ -56,6 +58,7 @@ class Verdict:
     records: int | None = None
     events: int | None = None
     problems: list[str] = field(default_factory=list)
+    key_missing: str = ""
 
 
 def segments(directory: SpoolDirectory) -> list[Segment]:
@@ -95,29 +98,38 @@ def find_segment(directory: SpoolDirectory, text: str) -> Path:
 
 
 def verify(segment: Segment, *, deep: bool, keyring: "Keyring | None" = None) -> Verdict:
-    """Check a segment: its header and its seal, or with ``deep`` every byte of it. Errors: OSError."""
-    path = segment.paths[0]
+    """Check a segment: its header and its seal, or with ``deep`` every byte of it. Errors: OSError.
+
+    Of one whose key is missing ``deep`` checks everything but that it can be decrypted.
+    """
     verdict = Verdict(segment.name, segment.size, segment.state == "sealed")
     try:
-        with SegmentReader(path, keyring) as reader:
+        with SegmentReader(segment.paths[0], keyring) as reader:
             if reader.rebuilt:
                 verdict.problems.append("the header is damaged; it can be made again from the name")
-            found = reader.records(0 if deep else max(0, reader.size - _SEAL_BYTES))
             if deep:
-                verdict.records = verdict.events = 0
-            for each in found:
-                if not deep:
-                    continue
-                if isinstance(each, Record):
-                    verdict.records = (verdict.records or 0) + 1
-                    verdict.events = (verdict.events or 0) + each.event_count
-                elif each.start > 0 and (segment.state == "sealed" or each.end < reader.size):  # else being written
-                    verdict.problems.append(f"bytes {each.start} to {each.end}: {each.reason}")
-            if segment.state == "sealed" and not reader.sealed:
+                try:
+                    _check_all(reader, reader.records(), verdict)
+                except KeyMissing as exc:
+                    verdict.key_missing = str(exc)
+                    _check_all(reader, reader.scan(), verdict)
+            if verdict.sealed and not reader.sealed:
                 verdict.problems.append("it does not end with its seal: something behind the last record is missing")
-    except (SegmentUnreadable, KeyMissing) as exc:
+    except SegmentUnreadable as exc:
         verdict.problems.append(str(exc))
     return verdict
+
+
+def _check_all(reader: SegmentReader, parts: Iterable[Record | Damage], verdict: "Verdict") -> None:
+    verdict.records = verdict.events = 0
+    damages = []
+    for each in parts:
+        if isinstance(each, Record):
+            verdict.records += 1
+            verdict.events += each.event_count
+        elif each.start > 0 and (verdict.sealed or each.end < reader.size):  # else it is being written
+            damages.append(f"bytes {each.start} to {each.end}: {each.reason}")
+    verdict.problems += damages
 
 
 def events_of(path: Path, start: int = 0, *, keyring: "Keyring | None" = None) -> Iterator[Event | Damage]:

@@ -1,5 +1,6 @@
 """The commands, on real spools: what they print, what they change, and their exit codes."""
 
+import errno
 import fcntl
 import json
 import logging
@@ -21,7 +22,9 @@ from collector.metrics import Counters, FlusherCounters, forwarder_slot
 from collector.settings import load
 from formats.envelope import encode_envelope
 from formats.event import Event, Granularity, PayloadKind
+from spool.cipher import Keyring
 from spool.directory import SpoolDirectory
+from spool.key_file import add_key
 from spool.quarantine import Quarantine, RefusedRecord
 from spool.queue import distribute, start_queue
 from spool.record import Origin
@@ -286,6 +289,29 @@ def test_spool_verify_finds_a_missing_end_and_with_deep_a_flipped_bit(run: Run, 
     assert (verdicts[flipped]["records"], len(verdicts[flipped]["problems"])) == (1, 1)
 
 
+def test_spool_verify_counts_segments_whose_key_is_missing_apart_from_damaged_ones(
+    run: Run, config: Path, tmp_path: Path
+) -> None:
+    key_file = tmp_path / "keys"
+    add_key(key_file, "k1")
+    encrypted = SpoolDirectory.open(tmp_path / "spool", keyring=Keyring.read(key_file))
+    store(encrypted, [event("a")])
+    damaged = encrypted.sealed / store(encrypted, [event("b")], [event("c")])
+    damage(damaged, damaged.stat().st_size - 60)
+
+    deep = run("spool", "verify", "--deep")
+
+    assert deep.exit_code == 1
+    assert deep.stdout.count("encrypted with the key k1") == 2
+    assert "the payload does not match its checksum" in deep.stdout
+    assert deep.stdout.endswith("\n2 segments, 2 events, 1 of them damaged, 2 whose key is not in spool.key_file\n")
+    verdicts = json.loads(run("spool", "verify", "--deep", "--json").stdout)
+    assert sorted((each["problems"] != [], "k1" in each["key_missing"]) for each in verdicts) == [
+        (False, True), (True, True),
+    ]  # fmt: skip
+    assert run("spool", "verify").stdout == "2 segments, 0 of them damaged\n"
+
+
 def test_spool_cat_prints_events_as_json_lines(run: Run, spool: SpoolDirectory) -> None:
     numbered = Event("Numbered", 1, Granularity.DAILY, PayloadKind.FIELDS, [(1, "string", "home"), (2, "i32", 7)])
     segment = store(spool, [event("a"), event("b")], [numbered])
@@ -337,6 +363,25 @@ def test_quarantine_ls_and_show_say_what_is_there_and_why(run: Run, spool: Spool
     assert run("quarantine", "ls", "rabbitmq").stdout == "nothing\n"
     assert "reason:      too large" in shown.stdout
     assert json.loads(shown.stdout.splitlines()[-1])["eventName"] == "big"
+
+
+def test_what_the_disk_does_not_let_be_queued_again_fails_by_itself(
+    run: Run, spool: SpoolDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [refuse(spool, name) for name in ("big", "bigger")]
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "link", full)
+        flushed = run("forwarder", "flush", "archive", "--quarantined")
+    assert (flushed.exit_code, flushed.stderr.count("No space left on device")) == (1, 2)
+    assert all(item in flushed.stderr for item in items)
+    assert "and 0 items of its quarantine" in flushed.stdout
+
+    again = run("forwarder", "flush", "archive", "--quarantined")
+    assert (again.exit_code, again.stderr, Quarantine(spool).items()) == (0, "", [])
 
 
 def test_quarantine_replay_queues_an_item_once(run: Run, spool: SpoolDirectory) -> None:

@@ -4,6 +4,8 @@ import gzip
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -282,3 +284,39 @@ def test_numbers_truths_names_and_numbered_fields_are_found_as_texts() -> None:
     ]:  # fmt: skip
         assert Match(field, value, to_json).event(one)
     assert not Match("1", "v", to_json).event(typed)
+
+
+@pytest.mark.parametrize(("where", "surely"), [("spool", (b"y\n",)), ("archive", (b"", "--yes"))])
+def test_a_person_at_a_terminal_is_asked_and_a_script_is_not(
+    tmp_path: Path, where: str, surely: tuple[Any, ...]
+) -> None:
+    directory = SpoolDirectory.open(tmp_path / "spool")
+    (tmp_path / "events").mkdir()
+    config = tmp_path / "collector.toml"
+    config.write_text(f'[spool]\npath = "{directory.path}"\n[forwarders.archive]\npath = "{tmp_path}/events"\n')
+
+    def refill() -> None:
+        put(directory, [event(1, hers=True)])
+        (tmp_path / "events" / "e.jsonl").write_bytes(
+            b'{"eventName":"e","payload":{"user":{"email":"%s"}}}\n' % PERSON.encode()
+        )
+
+    def erase(answer: bytes | None, *options: str) -> tuple[int, bytes]:
+        terminal, other_end = os.openpty()
+        try:
+            os.write(terminal, answer or b"")
+            done = subprocess.run(
+                [sys.executable, "-m", "collector", "--config", config, where, *ERASE[1:-1], *options],
+                stdin=subprocess.DEVNULL if answer is None else other_end, capture_output=True, timeout=60, check=False,
+            )  # fmt: skip
+        finally:
+            os.close(terminal)
+            os.close(other_end)
+        return done.returncode, done.stdout + done.stderr
+
+    refill()
+    code, said = erase(b"n\n")
+    assert (code, b"Erase 1 events in 1 files for good? [y/N]" in said) == (1, True)
+    assert erase(*surely)[1].startswith(b"1 events in 1 files erased\n")
+    refill()
+    assert erase(None) == (0, b"1 events in 1 files erased\n")
