@@ -3,8 +3,10 @@
 
     scripts/backlog.py segments [--count 50000]   a spool with so many sealed segments: seconds until the flusher has
                                                   sent the first batch, and its memory beside that with an empty spool
-    scripts/backlog.py replay [--events 200000]   events a second through `collector flush --once` from the queue, and
-                                                  of the same events as items of quarantine that are replayed
+    scripts/backlog.py replay [--events 200000 | --bytes 1G] [--per-request 1] [--to nothing]
+                                                  events a second through `collector flush --once` from the queue, and
+                                                  from quarantine by a replay, when a destination has refused all of
+                                                  them; --bytes: so much of quarantine, nearly
 
 Prints one JSON object. Makes a spool and an archive in a temporary directory (--base), removes both.
 """
@@ -18,18 +20,25 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from collector.metrics import FlusherCounters, forwarder_slot
 from formats.envelope import encode_envelope
 from formats.event import Event, Granularity, PayloadKind
+from forwarders.contract import Forwarder, Refused
+from forwarders.flush_settings import Configured, FlushSettings
+from forwarders.flusher import Flusher
 from spool.directory import SpoolDirectory, segment_stem
-from spool.quarantine import Quarantine, RefusedRecord
-from spool.record import Entry, Origin, RecordType
+from spool.quarantine import Quarantine
+from spool.record import Entry, RecordType
 from spool.segment import encode_segment
 
 NOW_MS = 1_790_000_000_000
+SEGMENT_EVENTS = 20_000
+EVENT_BYTES, RECORD_BYTES = 281, 89  # in quarantine
 PAYLOAD = b'{"user":"somebody","page":"/a/path/of/a/shop","text":"' + b"x" * 200 + b'"}'
 
 
@@ -123,39 +132,91 @@ def segments(count: int, base: Path | None) -> dict[str, object]:
     return report
 
 
-def replay(events: int, base: Path | None) -> dict[str, object]:
+class Refuses:
+    """A destination that refuses everything; or takes it, and does nothing with it."""
+
+    name = "archive"
+    identical_repeats = False
+
+    def __init__(self, *, refuses: bool = True) -> None:
+        self._refuses = refuses
+
+    def send(self, batch: Sequence[Event]) -> None:
+        if self._refuses:
+            raise Refused(list(range(len(batch))), "a reason")
+
+    def close(self) -> None: ...
+
+
+def flush(where: Place, make: Callable[[], Forwarder] | None) -> tuple[float, float]:
+    """Send all that waits to this destination, or None: to the archive, by the command; seconds of clock and of CPU."""
+    before, began = os.times(), time.monotonic()
+    if make is None:
+        subprocess.run(where.command("flush", "--once"), check=True, capture_output=True, env=environment())
+    else:
+        counters = FlusherCounters(where.directory.metrics)
+        configured = [Configured("archive", make, FlushSettings(), forwarder_slot(where.directory.metrics, "archive"))]
+        Flusher(where.directory, configured, counters=counters).flush_once()
+    return time.monotonic() - began, sum(os.times()[:4]) - sum(before[:4])
+
+
+def fill(where: Place, events: int, per_request: int) -> None:
+    """Put so many events into the queue."""
+    queue = where.directory.queue("archive")
+    for start in range(0, events, SEGMENT_EVENTS):
+        requests = [
+            (encode_envelope("json", NOW_MS, [event(first + n) for n in range(per_request)]), per_request)
+            for first in range(start, min(events, start + SEGMENT_EVENTS), per_request)
+        ]
+        name, data = sealed(requests, NOW_MS + start)
+        (queue / name).write_bytes(data)
+
+
+def replay(events: int, per_request: int, to: str, base: Path | None) -> dict[str, object]:
     """The figures of ``replay``."""
+    make = partial(Refuses, refuses=False) if to == "nothing" else None
     with place(base) as where:
-        queue = where.directory.queue("archive")
-        ids = []
-        for start in range(0, events, 20_000):
-            count = min(20_000, events - start)
-            name, data = sealed(
-                [(encode_envelope("json", NOW_MS, [event(n)]), 1) for n in range(count)], NOW_MS + start
-            )
-            (queue / name).write_bytes(data)
-            ids.append((name, count))
-        normal_s = timed(where.command("flush", "--once"))
-        quarantine, payload = Quarantine(where.directory), encode_envelope("json", NOW_MS, [event(0)])
-        for name, count in ids:
-            origin = uuid.UUID(name[-36:-4]).bytes
-            refused = [RefusedRecord(Origin(origin, 64 + 400 * n, (0,)), payload, 1, NOW_MS) for n in range(count)]
-            quarantine.add_events("archive", name, refused, reason="refused")
+        fill(where, events, per_request)
+        normal = flush(where, make)
+        fill(where, events, per_request)
+        refused = flush(where, Refuses)
+        quarantine = Quarantine(where.directory)
         size = sum(item.size for item in quarantine.items())
-        queue_s = timed(where.command("quarantine", "replay", "--all"))
-        replay_s = timed(where.command("flush", "--once"))
+        began = time.monotonic()
+        queueing_cpu_s = timed_cpu(where.command("quarantine", "replay", "--all"))
+        queueing = time.monotonic() - began, queueing_cpu_s
+        sending = flush(where, make)
         assert not quarantine.items()
-    normal, again = events / normal_s, events / (queue_s + replay_s)
+    again = queueing[0] + sending[0], queueing[1] + sending[1]
     return {
-        "events": events, "quarantine_bytes": size, "events_per_s": round(normal), "replayed_per_s": round(again),
-        "share": round(again / normal, 2),
+        "events": events, "per_request": per_request, "to": to, "quarantine_bytes": size,
+        "events_per_s": round(events / normal[0]), "replayed_per_s": round(events / again[0]),
+        "share": round(normal[0] / again[0], 2),
+        "cpu_us_an_event": {
+            "normal": us(normal[1], events), "refused": us(refused[1], events), "queued": us(queueing[1], events),
+            "replayed": us(sending[1], events),
+        },
+        "share_by_cpu": round(normal[1] / again[1], 2),
     }  # fmt: skip
 
 
-def timed(command: list[str]) -> float:
-    begun = time.monotonic()
+def us(seconds: float, events: int) -> float:
+    """Microseconds an event."""
+    return round(seconds / events * 1e6, 2)
+
+
+def timed_cpu(command: list[str]) -> float:
+    """The CPU seconds of a command."""
+    before = os.times()
     subprocess.run(command, check=True, capture_output=True, env=environment())
-    return time.monotonic() - begun
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def amount(text: str) -> int:
+    """A number of bytes: 300M, 1G."""
+    unit = {"K": 10**3, "M": 10**6, "G": 10**9}.get(text[-1:].upper())
+    return int(text[:-1]) * unit if unit else int(text)
 
 
 def main() -> None:
@@ -164,9 +225,19 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="make the spool below this directory")
     parts = parser.add_subparsers(dest="part", required=True)
     parts.add_parser("segments").add_argument("--count", type=int, default=50_000)
-    parts.add_parser("replay").add_argument("--events", type=int, default=200_000)
+    again = parts.add_parser("replay")
+    again.add_argument("--events", type=int, default=200_000)
+    again.add_argument("--bytes", type=amount, help="so much of quarantine, nearly: 300M, 1G")
+    again.add_argument("--per-request", type=int, default=1, help="events of a request")
+    again.add_argument("--to", choices=("archive", "nothing"), default="archive", help="nothing: it costs nothing")
     given = parser.parse_args()
-    report = segments(given.count, given.base) if given.part == "segments" else replay(given.events, given.base)
+    if given.part == "segments":
+        report = segments(given.count, given.base)
+    else:
+        per_event = EVENT_BYTES + RECORD_BYTES // given.per_request
+        events = given.bytes // per_event if given.bytes else given.events
+        events -= events % given.per_request
+        report = replay(events, given.per_request, given.to, given.base)
     print(json.dumps(report, indent=2))
 
 
