@@ -195,11 +195,12 @@ def kill_processes(arguments: argparse.Namespace, base: Path, rng: random.Random
     deadline = began + arguments.seconds
     with load(port, ledger, arguments.clients, rng):
         while (kills.total() < arguments.kills or ledger.sent < arguments.events) and time.monotonic() < deadline:
-            killed_at, known = time.monotonic(), ledger.acknowledged
+            killed_at, known, patience_s = time.monotonic(), ledger.acknowledged, UP_AGAIN_S
             while ledger.acknowledged == known and time.monotonic() < deadline:  # nothing is learned while it is down
-                if time.monotonic() - killed_at > UP_AGAIN_S:
+                if time.monotonic() - killed_at > patience_s:
                     kills.update(collector.kill_all())
                     killed_at = time.monotonic()
+                    patience_s *= 2  # the machine may be too busy for it to start in that time
                 collector.revive()
                 time.sleep(0.01)
             recovery_s.append(time.monotonic() - killed_at)

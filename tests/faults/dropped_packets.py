@@ -36,7 +36,7 @@ def main(base: Path, seconds: float) -> int:
     server = ScriptedHttp(answer)
     port = server.url.rpartition(":")[2]
     rule = ["OUTPUT", "-p", "tcp", "-m", "multiport", "--ports", port, "-j", "DROP"]
-    settings = {"url": server.url, "batch_max_age_s": 0.1, "timeout_s": 1.0}
+    settings = {"url": server.url, "batch_max_age_s": 0.1, "timeout_s": 0.5}
     with quick(base, forwarders__influxdb=settings) as collector, Load(collector.port, pause_s=0.05) as load:
         load.wait_for(202, 3)
         wait_until(lambda: delivered, 20, "the way is open")

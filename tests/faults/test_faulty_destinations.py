@@ -219,7 +219,7 @@ def test_while_packets_are_dropped_others_get_theirs_and_afterwards_all_arrive(
     tmp_path: Path, full: bool, seen: Callable[..., None]
 ) -> None:
     """Dropped by the kernel, in a network namespace of their own."""
-    script = [sys.executable, "-m", "tests.faults.dropped_packets", str(tmp_path), str(120 if full else 2)]
+    script = [sys.executable, "-m", "tests.faults.dropped_packets", str(tmp_path), str(120 if full else 0.5)]
     done = subprocess.run(["unshare", "-n", *script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode == 77:
         pytest.skip(done.stderr.strip())

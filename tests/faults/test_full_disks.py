@@ -70,7 +70,7 @@ def test_a_disk_that_is_filled_and_freed_in_turn_does_not_flap_the_door(
         collector = quick(tmp_path, spool={"path": str(disk / "spool"), "min_free_bytes": 8 << 20})
         answers = []
         with collector:
-            until = time.monotonic() + (60 if full else 3)
+            until = time.monotonic() + (60 if full else 2)
             while time.monotonic() < until:
                 for size in (17 << 20, 0):
                     with (disk / "filler").open("wb") as filler:
