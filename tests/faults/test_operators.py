@@ -121,7 +121,7 @@ def test_a_backlog_of_many_segments_delays_no_start_and_takes_little_memory(
     tmp_path: Path, full: bool, seen: Callable[..., None]
 ) -> None:
     """Links to one segment stand for them; where they lie, and that they are many, is what counts at the start."""
-    count = 50_000 if full else 2000
+    count = 50_000 if full else 500
     down = {"url": "http://127.0.0.1:1", "batch_max_age_s": 0.1, "timeout_s": 1.0}
     with quick(tmp_path, forwarders__influxdb=down) as collector:
         assert collector.post(numbered(range(100)))[0] == 202

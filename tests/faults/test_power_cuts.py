@@ -28,7 +28,7 @@ def test_a_power_cut_after_delivery_repeats_events_under_their_ids_and_loses_non
             collector = quick(tmp_path, spool={"path": str(place / "spool"), "segment_max_age_s": 0.1})
             with mounted(place, "-o", "loop", str(image)), collector:
                 back += len(list(place.glob("spool/_queue/archive/*.seg")))
-                with Load(collector.port, clients=3) as load:
+                with Load(collector.port, clients=3, pause_s=0.0 if full else 0.01) as load:
                     load.wait_for(202, 20)
                     if not under_load:
                         load.end()
