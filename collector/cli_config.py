@@ -109,6 +109,10 @@ def _tables(settings: "Settings") -> list[tuple[tuple[str, ...], dict[str, Any]]
         (("forwarders", each.name), {"type": each.type, **_values(each.flush), **_values(each.own)})
         for each in settings.forwarders
     ]
+    tables += [
+        (("workers", each.name), {"type": each.type, **_values(each.queue), **_values(each.own)})
+        for each in settings.workers
+    ]
     return tables
 
 

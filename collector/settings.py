@@ -21,7 +21,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -30,6 +30,9 @@ from collector.event_settings import EventSettings, PrivacySettings, SchemaSetti
 from collector.tables import Reader, Value, has_password, toml_key, toml_value
 from collector.tables import SettingsError as SettingsError  # callers of load() need it
 from forwarders.flush_settings import FlushSettings
+
+if TYPE_CHECKING:
+    from collector.worker_tables import WorkerTable
 
 #: What runs without a settings file: events become files in var/events within seconds.
 EMBEDDED = """\
@@ -50,7 +53,7 @@ FORWARDER_MODULES = {
 
 OUR_PACKAGES = ("collector", "formats", "forwarders", "spool")
 #: Tables of tables: their second name is the user's own.
-NAMED = ("events", "forwarders")
+NAMED = ("events", "forwarders", "workers")
 
 Tables = dict[tuple[str, ...], dict[str, Value]]
 Fsync = Literal["commit", "interval", "none"]
@@ -202,6 +205,7 @@ class Settings:
     log: LogSettings = LogSettings()
     events: Mapping[str, EventSettings] = field(default_factory=dict)
     forwarders: tuple[ForwarderSettings, ...] = ()
+    workers: "tuple[WorkerTable, ...]" = ()
     path: Path | None = None
 
 
@@ -227,6 +231,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     sections: dict[str, Any] = {}
     events: dict[str, EventSettings] = {}
     forwarders: list[ForwarderSettings] = []
+    workers: list[WorkerTable] = []
     for name, table in sorted(tables.items(), key=lambda each: each[0] != ("privacy",)):  # others stand on it
         match name:
             case (str(section),) if section in SECTIONS:
@@ -236,11 +241,13 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
                 events[event] = read_event(reader, event, table, sections.get("privacy"))  # type: ignore[assignment]
             case ("forwarders", forwarder):
                 forwarders.append(_forwarder(reader, forwarder, table))  # type: ignore[arg-type]
+            case ("workers", worker):
+                workers.append(_worker(reader, worker, table))  # type: ignore[arg-type]
             case _:
                 reader.reject(".".join(name), table, "no such table")
     _check_passwords(tables, path, reader)
     if not reader.errors:
-        settings = Settings(**sections, events=events, forwarders=tuple(forwarders), path=path)
+        settings = Settings(**sections, events=events, forwarders=tuple(forwarders), workers=tuple(workers), path=path)
         for name, key, value, reason in cross_check(settings):
             given = tables.get(name, {}).get(key, Value(value, reader.source))
             reader.fail(".".join((*name, key)), dataclasses.replace(given, value=value), reason)
@@ -316,6 +323,27 @@ def _forwarder(reader: Reader, name: str, table: Mapping[str, Value]) -> Forward
     flush = reader.table(FlushSettings, path, own_table, getattr(module, "FLUSH_DEFAULTS", {}))
     own = reader.table(module.Settings, path, own_table, {})
     return ForwarderSettings(name, given.value, flush, own) if flush and own else None
+
+
+def _worker(reader: Reader, name: str, table: Mapping[str, Value]) -> "WorkerTable | None":
+    try:
+        worker_tables = importlib.import_module("collector.worker_tables")
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] in OUR_PACKAGES:
+            raise
+        reader.reject(f"workers.{name}", table, f"needs {exc.name}: pip install 'event-collector[rabbitmq]'")
+        return None
+    worker: WorkerTable | None = worker_tables.read_worker(reader, name, table, FORWARDER_MODULES)
+    return worker
+
+
+def read_worker_alone(name: str, type_name: str) -> "WorkerTable":
+    """A worker that no settings mention. Errors: SettingsError."""
+    reader = Reader("defaults")
+    worker = _worker(reader, name, {"type": Value(type_name, "command line")})
+    if worker is None:
+        raise SettingsError(reader.errors)
+    return worker
 
 
 def _check_passwords(tables: Tables, path: Path | None, reader: Reader) -> None:

@@ -1,5 +1,7 @@
 """Forward events to MongoDB: one document per event, one unordered insert per batch and collection.
 
+A database and a collection for all, or for each event name: mongo_names.py. Indexes: mongo_indexes.py.
+
 Ack:    write concern "majority" with journal, waited for inside send(), for documents that were there already too.
 Repeat: harmless; ``_id`` is the event's id, and a duplicate key on ``_id`` counts as delivered.
 Settings: [forwarders.mongodb], see `Settings`.
@@ -17,38 +19,35 @@ What does not work, and what becomes of it:
 Why the driver does not try again by itself: the flusher does, with pauses, and shows that it does.
 """
 
-import hashlib
 import logging
 import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import pymongo
 from bson.raw_bson import RawBSONDocument
 from msgspec import Meta
-from pymongo.database import Database
+from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 from pymongo.uri_parser import parse_uri
 
 from formats.event import Event
 from formats.event_json import EventJson
-from forwarders.bson_document import encode
+from forwarders.bson_document import DocumentShape, encode
 from forwarders.contract import Refused, Unavailable
+from forwarders.mongo_indexes import Indexes, parse_index
+from forwarders.mongo_names import check_collection, check_database, collection_name, database_name
 
-ESCAPED_MAX_BYTES: Final = 100
-ESCAPED_KEPT_BYTES: Final = 80
-COLLECTION_MAX_BYTES: Final = 80  # as it is written in the settings; with all names it stays below MongoDB's 255
 SERVER_SELECTION_MAX_S: Final = 5.0
 CLOSE_MAX_S: Final = 2.0
 REASON_MAX_CHARS: Final = 300
-TTL_INDEXES_REMEMBERED: Final = 10_000
 DUPLICATE_KEY: Final = 11000
 UNAUTHORIZED: Final = 13
-INDEX_DIFFERS: Final = (85, 86)
+DAY_S: Final = 86_400
 
 #: Codes of single documents' errors that are about the server: its disk, time, memory, quota, network, primary, rights.
 NOT_NOW: Final = frozenset(
@@ -58,7 +57,6 @@ NOT_NOW: Final = frozenset(
     )
 )  # fmt: skip
 
-_TO_ESCAPE: Final = re.compile(rb"[^A-Za-z0-9_.-]|^\.|\.$|(?<=\.)\.")
 _TIMEOUTS: Final = re.compile(r" \(configured timeouts: [^)]*\)")
 
 
@@ -68,8 +66,9 @@ class Settings:
 
     ``uri``: ``mongodb://user:password@host:port,.../?option=value`` or ``mongodb+srv://``, with the options of the
     driver (``tls``, ``tlsCAFile``, ``authSource``, ``replicaSet``, ...). ``uri_file`` is a file that holds it instead.
-    ``collection`` may hold ``{event}``, the event's name, escaped as `collection_name` says. Names come from clients,
-    and each new one makes a collection: choose it where they are known to be few.
+    ``database`` and ``collection`` may hold ``{event}``, the event's name, escaped as mongo_names.py says. Names come
+    from clients, and each new one makes a collection: choose it where they are known to be few.
+    ``document``: see bson_document.py. ``indexes``: see mongo_indexes.py.
     ``timeout_ms`` is for a batch. ``ttl_days``: the server deletes an event so long after it was received; the index
     for that is made at the first event. An event's own date would not do: an old one would be deleted at once.
     """
@@ -78,43 +77,27 @@ class Settings:
     uri_file: Path | None = None
     database: str = "events"
     collection: str = "events"
+    document: DocumentShape = "event"
+    indexes: list[str] = field(default_factory=list)
     timeout_ms: Annotated[int, Meta(ge=1)] = 30_000
     ttl_days: Annotated[int, Meta(ge=1, le=24_855)] | None = None  # the server counts in seconds of 31 bits
 
     def __post_init__(self) -> None:
         check_uri(self.uri)
-        if not re.fullmatch(r'[^/\\. "$*<>:|?{}\0]+', self.database) or len(self.database.encode()) > 63:
-            raise ValueError('database: expected a name of at most 63 bytes without /\\. "$*<>:|?{}')
-        name = self.collection.replace("{event}", "x", 1)
-        if (
-            not re.fullmatch(r"(?!system\.)[^.$\0{}]+(\.[^.$\0{}]+)*", name)
-            or len(name.encode()) > COLLECTION_MAX_BYTES
-        ):
+        check_database(self.database)
+        check_collection(self.collection)
+        for index in self.indexes:
+            parse_index(index)
+        if self.ttl_days is not None and self.document != "event":
             raise ValueError(
-                "collection: expected a name of at most 80 bytes, without $, not beginning with system., with single "
-                "inner dots only; {event} may be in it, once"
+                f'ttl_days: needs document = "event": a date to count from, which "{self.document}" has not'
             )
-
-
-def collection_name(pattern: str, event_name: str) -> str:
-    """Which collection an event goes to: ``pattern`` with its name for ``{event}``.
-
-    Of the name, the UTF-8 bytes other than A-Z a-z 0-9 _ - and single inner dots become %XX; of more than 100 bytes
-    80 are kept, and ``~`` and 16 hex digits of the name's SHA-256 follow. ``system.`` at the start becomes
-    ``system%2E``. Two names never share a collection.
-    """
-    if "{event}" not in pattern:
-        return pattern
-    name = event_name.encode()
-    escaped = _TO_ESCAPE.sub(lambda match: b"%%%02X" % match[0][0], name).decode()
-    if len(escaped) > ESCAPED_MAX_BYTES:
-        escaped = f"{escaped[:ESCAPED_KEPT_BYTES]}~{hashlib.sha256(name).hexdigest()[:16]}"
-    collection = pattern.replace("{event}", escaped)
-    return f"system%2E{collection[7:]}" if collection.startswith("system.") else collection
 
 
 #: An event's position in the batch, and its document.
 Prepared = tuple[int, RawBSONDocument]
+#: The names of a database and of a collection in it.
+Place = tuple[str, str]
 
 
 class MongoForwarder:
@@ -133,32 +116,29 @@ class MongoForwarder:
         self._settings = settings
         self._to_json = to_json
         self._threads_before = set(threading.enumerate())
-        self._database: Database[dict[str, Any]] = client.get_database(
-            settings.database,
-            write_concern=pymongo.WriteConcern("majority", j=True),
-            read_preference=pymongo.ReadPreference.PRIMARY,
-        )
-        self._expiring: set[str] = set()  # collections whose index for ttl_days is there
+        ttl_days = settings.ttl_days
+        self._indexes = Indexes(settings.indexes, None if ttl_days is None else ttl_days * DAY_S)
         self._inserted: set[str] = set()  # ids of the collections that were done when a batch failed at another one
 
     def send(self, batch: Sequence[Event]) -> None:
         """See the contract; within ``timeout_ms``."""
         self._inserted.intersection_update([event.id for event in batch])
-        collections: dict[str, list[Prepared]] = {}
+        places: dict[Place, list[Prepared]] = {}
         refused: dict[int, str] = {}
         for position, event in enumerate(batch):
             if event.id in self._inserted:
                 continue
             try:
-                raw = RawBSONDocument(encode(event, self._to_json))
+                raw = RawBSONDocument(encode(event, self._to_json, self._settings.document))
             except ValueError as exc:
                 refused[position] = f"mongodb: {exc}"
             else:
+                database = database_name(self._settings.database, event.name)
                 collection = collection_name(self._settings.collection, event.name)
-                collections.setdefault(collection, []).append((position, raw))
+                places.setdefault((database, collection), []).append((position, raw))
         with pymongo.timeout(self._settings.timeout_ms / 1000):
-            for collection, documents in collections.items():
-                rejected = self._insert(collection, documents)
+            for place, documents in places.items():
+                rejected = self._insert(self._collection(place), documents)
                 refused.update(rejected)
                 self._inserted.update(batch[n].id for n, _ in documents if n not in rejected)
         self._inserted.clear()
@@ -174,53 +154,49 @@ class MongoForwarder:
             if thread.name.startswith("pymongo_"):
                 thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _insert(self, collection: str, documents: Sequence[Prepared]) -> dict[int, str]:
+    def _collection(self, place: Place) -> Collection[dict[str, Any]]:
+        database, collection = place
+        return self._client.get_database(
+            database,
+            write_concern=pymongo.WriteConcern("majority", j=True),
+            read_preference=pymongo.ReadPreference.PRIMARY,
+        )[collection]
+
+    def _insert(self, collection: Collection[dict[str, Any]], documents: Sequence[Prepared]) -> dict[int, str]:
         """Insert; returns what the server refuses for good, by position. Errors: Unavailable."""
         raws = [raw for _, raw in documents]
         try:
-            if self._settings.ttl_days is not None and collection not in self._expiring:
-                self._expire(collection, self._settings.ttl_days * 86_400)
-            details = self._insert_many(collection, raws)
+            self._indexes.ensure(collection)
+            details = _insert_many(collection, raws)
             rejected = judge(details)
             doubtful = [each["index"] for each in details.get("writeErrors", ()) if each["code"] == DUPLICATE_KEY]
             ids = [raws[index]["_id"] for index in doubtful if index in rejected]
-            present = self._present(collection, ids) if ids else set()
+            present = _present(collection, ids) if ids else set()
         except PyMongoError as exc:
             raise Unavailable(f"mongodb: {_reason(exc)}") from exc
         return {documents[n][0]: reason for n, reason in rejected.items() if raws[n]["_id"] not in present}
 
-    def _insert_many(self, collection: str, raws: Sequence[RawBSONDocument]) -> Mapping[str, Any]:
-        """Insert; returns what the server says about single documents. Errors: PyMongoError."""
-        try:
-            self._database[collection].insert_many(raws, ordered=False)
-        except BulkWriteError as exc:
-            return exc.details  # and no more of it: its text, which a traceback shows, holds the events
-        return {}
 
-    def _present(self, collection: str, ids: Sequence[str]) -> set[str]:
-        """Which events are there: sent again, one may be told that it is its own duplicate in another unique index.
+def _insert_many(collection: Collection[dict[str, Any]], raws: Sequence[RawBSONDocument]) -> Mapping[str, Any]:
+    """Insert; returns what the server says about single documents. Errors: PyMongoError."""
+    try:
+        collection.insert_many(raws, ordered=False)
+    except BulkWriteError as exc:
+        return exc.details  # and no more of it: its text, which a traceback shows, holds the events
+    return {}
 
-        MongoDB looks at ``_id`` first, other servers do not.
-        """
-        try:
-            return {found["_id"] for found in self._database[collection].find({"_id": {"$in": ids}}, {"_id": 1})}
-        except OperationFailure as exc:
-            if exc.code != UNAUTHORIZED:
-                raise
-            return set()  # who may only write has to believe the server
 
-    def _expire(self, collection: str, after_s: int) -> None:
-        """Have the server delete old documents; changes how old, where an index says otherwise."""
-        try:
-            self._database[collection].create_index("receivedDate", expireAfterSeconds=after_s)
-        except OperationFailure as exc:
-            if exc.code not in INDEX_DIFFERS:
-                raise
-            index = {"keyPattern": {"receivedDate": 1}, "expireAfterSeconds": after_s}
-            self._database.command("collMod", collection, index=index)
-        if len(self._expiring) >= TTL_INDEXES_REMEMBERED:
-            self._expiring.clear()
-        self._expiring.add(collection)
+def _present(collection: Collection[dict[str, Any]], ids: Sequence[str]) -> set[str]:
+    """Which events are there: sent again, one may be told that it is its own duplicate in another unique index.
+
+    MongoDB looks at ``_id`` first, other servers do not.
+    """
+    try:
+        return {found["_id"] for found in collection.find({"_id": {"$in": ids}}, {"_id": 1})}
+    except OperationFailure as exc:
+        if exc.code != UNAUTHORIZED:
+            raise
+        return set()  # who may only write has to believe the server
 
 
 def judge(details: Mapping[str, Any]) -> dict[int, str]:

@@ -40,7 +40,7 @@ KNOWN_TO = {
     "obstore": ["forwarders/object_store.py"],
     "pika": ["forwarders/amqp_*.py", "forwarders/rabbitmq.py"],
     "prometheus_client": ["collector/exposition.py"],
-    "pymongo": ["forwarders/mongodb.py"],
+    "pymongo": ["forwarders/mongo_indexes.py", "forwarders/mongodb.py"],
     "rich": ["collector/cli_output.py"],
     "thriftpy2": ["collector/scribe_service.py"],
     "urllib3": ["forwarders/http_endpoint.py"],

@@ -16,6 +16,7 @@ from collector.cli_config import shown, to_toml
 from collector.settings import FORWARDER_MODULES, SECTIONS, Settings, SettingsError, load
 from collector.tables import Reader, Value, redact
 from forwarders.flush_settings import FlushSettings
+from forwarders.worker_settings import WorkerSettings
 
 ETC = Path(__file__).parents[2] / "etc"
 TYPES = " or ".join(f'"{name}"' for name in FORWARDER_MODULES)
@@ -64,6 +65,23 @@ def test_the_reference_file_has_every_setting(tmp_path: Path) -> None:
         fields = {*dataclasses.fields(FlushSettings), *dataclasses.fields(each.own)}
         written = {field.name for field in fields if not field.metadata.get("secret")} | {"type"}
         assert set(document["forwarders"][each.name]) == written
+
+
+def test_the_reference_file_has_every_setting_of_a_worker_and_its_default(tmp_path: Path) -> None:
+    document = tomllib.loads(reference(all_keys=True))
+    common = {each.name for each in dataclasses.fields(WorkerSettings)} | {"type"}
+
+    assert load(write(tmp_path, reference()), {}).workers == load(write(tmp_path, "[workers.mongodb]"), {}).workers
+    assert set(document["workers"]["mongodb"]) == common
+
+
+def test_a_worker_has_the_settings_of_its_destination_and_the_batches_that_suit_it(tmp_path: Path) -> None:
+    text = '[workers.files]\ntype = "archive"\nqueue = "q"\npath = "x"\n[workers.mongodb]\n'
+    files, mongodb = load(write(tmp_path, text), {"COLLECTOR_WORKERS__MONGODB__DATABASE": "d"}).workers
+
+    assert (files.queue.queue, str(files.own.path), files.queue.batch_max_events) == ("q", "x", 100_000)
+    assert (files.queue.ahead, files.queue.dead_letters_to) == (65_535, "q.dead")
+    assert (mongodb.own.database, mongodb.queue.ahead) == ("d", 10_000)
 
 
 def test_the_minimal_file_is_the_defaults_but_for_what_it_says() -> None:

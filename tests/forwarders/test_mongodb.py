@@ -19,7 +19,8 @@ from pymongo.monitoring import CommandListener
 from formats.event import Event, Granularity, PayloadKind
 from formats.event_json import EventJson
 from forwarders.contract import Refused, Unavailable
-from forwarders.mongodb import MongoForwarder, Settings, collection_name, from_settings, judge
+from forwarders.mongo_names import collection_name, database_name
+from forwarders.mongodb import MongoForwarder, Settings, from_settings, judge
 from tests.services.mongo import Mongo
 from tests.services.tcp_proxy import TcpProxy
 
@@ -84,7 +85,10 @@ class MongoDestination:
     def forwarder(self) -> MongoForwarder:
         # directConnection: else the driver goes where the server says that it is
         uri = f"mongodb://127.0.0.1:{self._proxy.port}/?directConnection=true"
-        return make(Settings(uri=uri, database=self._database, timeout_ms=1000))
+        return make(self.settings(uri))
+
+    def settings(self, uri: str) -> Settings:
+        return Settings(uri=uri, database=self._database, timeout_ms=1000)
 
     def delivered(self) -> list[str]:
         return stored(self._server, self._database)
@@ -108,6 +112,31 @@ def destination(mongo: Mongo, database: str, proxy_to: Callable[[int], TcpProxy]
 @pytest.mark.server
 class TestMongodbContract(ForwarderContract):
     pass
+
+
+class DestinationOfMessages(MongoDestination):
+    """Raw messages, in a collection of its own for each name."""
+
+    def __init__(self, server: Mongo, proxy: TcpProxy, database: str) -> None:
+        super().__init__(server, proxy, database)
+        server.client[database].create_collection(
+            "raw.contract", validator={"message": {"$not": {"$regex": '"poison":1'}}}
+        )
+
+    def settings(self, uri: str) -> Settings:
+        shape: dict[str, Any] = {"document": "message", "collection": "raw.{event}", "indexes": ["created"]}
+        return Settings(uri=uri, database=self._database, timeout_ms=2000, **shape)
+
+    def delivered(self) -> list[str]:
+        collections = self._server.client[self._database].list_collection_names()
+        return [each for name in collections for each in stored(self._server, self._database, name)]
+
+
+@pytest.mark.server
+class TestMongodbMessagesContract(ForwarderContract):
+    @pytest.fixture
+    def destination(self, mongo: Mongo, database: str, proxy_to: Callable[[int], TcpProxy]) -> Destination:
+        return DestinationOfMessages(mongo, proxy_to(mongo.port), database)
 
 
 # What a server has afterwards
@@ -281,6 +310,71 @@ def test_old_events_expire_by_when_they_were_received(mongo: Mongo, database: st
     _, index = mongo.client[database]["events"].list_indexes()
     assert dict(index["key"]) == {"receivedDate": 1}
     assert index["expireAfterSeconds"] == 7 * 86_400
+
+
+@pytest.mark.server
+def test_indexes_are_made_once_and_what_is_there_stays(
+    mongo: Mongo, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    events = mongo.client[database]["events"]
+    events.create_index("payload.n", unique=True)
+    commands: list[str] = []
+    mongo_settings = Settings(
+        uri=mongo.uri, database=database, ttl_days=1, indexes=["payload.n", "eventName, -eventDate"]
+    )
+    for _ in range(2):
+        with forwarding(mongo_settings) as forwarder:
+            forwarder.send(make_events(2, first=10 * len(commands)))
+            forwarder.send(make_events(2, first=10 * len(commands) + 2))
+        commands.append("sent")
+
+    assert {index["name"]: dict(index["key"]) for index in events.list_indexes()} == {
+        "_id_": {"_id": 1},
+        "payload.n_1": {"payload.n": 1},
+        "receivedDate_1": {"receivedDate": 1},
+        "eventName_1_eventDate_-1": {"eventName": 1, "eventDate": -1},
+    }
+    assert events.count_documents({}) == 8
+    said = [record for record in caplog.records if "differs" in record.message]
+    assert [(each.collection, each.index) for each in said] == [(f"{database}.events", "payload.n")] * 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.server
+def test_a_database_and_a_collection_for_each_name(mongo: Mongo, database: str) -> None:
+    names = ["Order", "order", "admin", "a.b"]
+    events = [json_event(b"{}", name=name) for name in names]
+    prefix = database[-6:]
+    settings = Settings(uri=mongo.uri, database=prefix + "{event}", collection="of.{event}", indexes=["payload.n"])
+    with forwarding(settings) as forwarder:
+        forwarder.send(events)
+        forwarder.send(events)
+
+    databases = [f"{prefix}%4Frder", f"{prefix}order", f"{prefix}admin", f"{prefix}a%2Eb"]
+    assert [stored(mongo, each, f"of.{name}") for each, name in zip(databases, names, strict=True)] == [
+        [each] for each in ids(events)
+    ]
+
+
+@pytest.mark.server
+def test_raw_messages_are_stored_as_clowders_debug_worker_does(mongo: Mongo, database: str) -> None:
+    """The message of an event as JSON, or what Clowder itself publishes: the payload as it was sent."""
+    clowder = b'{"category": "view_resource", "type": "dataset", "created": 1614791187000}'
+    event = json_event(clowder)
+    odd = json_event(b'{"a.b": {"$set": 1.50, "\\u0000": 99999999999999999999}}')
+    typed = Event("Typed", TIME_MS, Granularity.DAILY, PayloadKind.FIELDS, [(1, "bool", True)], "get_v1", 7, "t-40-0")
+    place = {"database": database, "collection": "eventsink.messages"}
+    with forwarding(Settings(uri=mongo.uri, document="payload", **place)) as forwarder:
+        forwarder.send([event, odd, typed])
+    with forwarding(Settings(uri=mongo.uri, document="message", database=database)) as forwarder:
+        forwarder.send([typed])
+
+    messages = mongo.client[database]["eventsink.messages"]
+    assert list(messages.find({})) == [
+        {"_id": event.id, "created": TIME_MS, "message": clowder.decode()},
+        {"_id": odd.id, "created": TIME_MS, "message": '{"a.b": {"$set": 1.50, "\\u0000": 99999999999999999999}}'},
+        {"_id": "t-40-0", "created": 7, "message": '{"flag":true}'},
+    ]
+    assert [each["message"] for each in mongo.client[database]["events"].find({})] == [TO_JSON.line(typed).decode()]
 
 
 # What a server refuses
@@ -462,9 +556,8 @@ def test_a_bad_collection_is_refused(collection: str) -> None:
         Settings(collection=collection)
 
 
-@pytest.mark.parametrize("database", ["", "a.b", "a b", "{event}", "a/b", "x" * 64])
+@pytest.mark.parametrize("database", ["", "a.b", "a b", "{event}{event}", "a/b", "x" * 64, "x" * 21 + "{event}"])
 def test_a_bad_database_is_refused(database: str) -> None:
-    """No {event} here: two names that differ in case alone cannot both be a database."""
     with pytest.raises(ValueError, match="database: expected"):
         Settings(database=database)
 
@@ -484,6 +577,41 @@ def test_a_bad_database_is_refused(database: str) -> None:
 )
 def test_names_of_collections_are_safe(pattern: str, name: str, collection: str) -> None:
     assert collection_name(pattern, name) == collection
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "database"),
+    [
+        ("events", "Order", "events"),
+        ("{event}", "order-1_a", "order-1_a"),
+        ("{event}", "Order", "%4Frder"),
+        ("{event}", 'a.b$/\\ "', "a%2Eb%24%2F%5C%20%22"),
+        ("{event}", "admin", "%61dmin"),
+        ("{event}", "config", "%63onfig"),
+        ("x{event}", "admin", "xadmin"),
+        ("{event}_db", "x" * 43, "x" * 43 + "_db"),
+        ("{event}_db", "x" * 44, "x" * 26 + "~4105d609cdfcf79a_db"),
+        ("x" * 20 + "{event}", "名" * 85, "x" * 20 + "%E5%90%8D%E5%90%8D%E5%90%8" + "~7cbde65b06c7265d"),
+    ],
+)
+def test_names_of_databases_are_safe(pattern: str, name: str, database: str) -> None:
+    """No two differ in case alone, and none is the server's own."""
+    made = database_name(Settings(database=pattern).database, name)
+    assert made == database
+    assert len(made.encode()) <= 63
+
+
+@pytest.mark.parametrize(
+    "index", ["", "a,", "a, a", "$a", "a b", "a..b", "a.", ".a", "-", ",".join(map(str, range(33)))]
+)
+def test_a_bad_index_is_refused(index: str) -> None:
+    with pytest.raises(ValueError, match="indexes: expected"):
+        Settings(indexes=[index])
+
+
+def test_documents_that_cannot_expire_are_not_told_to() -> None:
+    with pytest.raises(ValueError, match="ttl_days"):
+        Settings(document="payload", ttl_days=1)
 
 
 def _send_until_unavailable(forwarder: MongoForwarder, batches: Sequence[Sequence[Event]]) -> int:

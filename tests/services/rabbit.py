@@ -132,13 +132,13 @@ class Rabbit:
     @contextmanager
     def memory_alarm(self) -> Iterator[None]:
         """Publishers are blocked for want of memory."""
-        self._evaluate("rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []}).")
+        self.evaluate("rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []}).")
         try:
             yield
         finally:
-            self._evaluate("rabbit_alarm:clear_alarm({resource_limit, memory, node()}).")
+            self.evaluate("rabbit_alarm:clear_alarm({resource_limit, memory, node()}).")
 
-    def _evaluate(self, expression: str) -> None:
+    def evaluate(self, expression: str) -> None:
         """Run Erlang in the broker. Takes a second: it is an Erlang machine of its own that asks."""
         subprocess.run(
             [PROGRAMS / "rabbitmqctl", "eval", expression],
