@@ -352,7 +352,8 @@ def _check_passwords(tables: Tables, path: Path | None, reader: Reader) -> None:
         return
     for name, table in tables.items():
         for key, given in table.items():
-            if given.text is None and has_password(given.value):
+            values = given.value if isinstance(given.value, list) else [given.value]
+            if given.text is None and any(map(has_password, values)):
                 variable = "__".join(("COLLECTOR_" + name[0], *name[1:], key)).upper().replace("-", "_")
                 advice = f"holds a password, and everyone can read this file: chmod o-r {path}, or set {variable}"
                 reader.fail(".".join((*name, key)), given, advice)

@@ -31,8 +31,8 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _unpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 
-class _Line(msgspec.Struct, gc=False):
-    """The object of a line, in the order of its keys."""
+class Line(msgspec.Struct, gc=False):
+    """The object of a line, in the order of its keys. A raw payload is JSON."""
 
     id: str
     eventName: str
@@ -56,17 +56,18 @@ class EventJson:
 
     def line(self, event: Event) -> bytes:
         """One JSON object, without a line break in it or after it."""
-        return _encode(self._object(event))
+        return _encode(self.shape(event))
 
     def lines(self, events: Iterable[Event]) -> bytes:
         """Of each event what `line` gives, and a line break after it; in half the time."""
-        return _encode_lines([self._object(event) for event in events])
+        return _encode_lines([self.shape(event) for event in events])
 
     def payload(self, event: Event) -> bytes:
         """The payload as JSON."""
-        return _encode(self._object(event).payload)
+        return _encode(self.shape(event).payload)
 
-    def _object(self, event: Event) -> _Line:
+    def shape(self, event: Event) -> Line:
+        """The object that `line` writes."""
         payload = event.payload
         types: dict[str, str] | UnsetType = UNSET
         body: Raw | dict[str, Any]
@@ -80,7 +81,7 @@ class EventJson:
             body = Raw(payload)
         else:
             body = _unpack(payload)
-        return _Line(
+        return Line(
             event.id,
             event.name,
             event.time_ms,

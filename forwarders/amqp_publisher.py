@@ -14,9 +14,8 @@ Blocked: RabbitMQ that runs out of memory or disk stops reading from those who p
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,35 +25,26 @@ from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapte
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from forwarders.amqp_attempt import Attempt, Message, Outcome
+from forwarders.amqp_topology import Topology, explained
 from forwarders.contract import Unavailable
 
 CLOSE_TIMEOUT_S = 2.0
 ANSWER_GRACE_S = 5.0  # the thread keeps the time-out itself; this is for a thread that does not run
 
 
-@dataclass(frozen=True)
-class Topology:
-    """Where messages go. With ``declare`` it is made when it is missing, else it must be there.
-
-    ``queue`` may be empty: then the consumers bring their queues themselves.
-    """
-
-    exchange: str
-    exchange_type: str
-    queue: str
-    queue_type: str
-    binding_keys: Sequence[str]
-    declare: bool
-
-
 class Publisher:
     """See the module. Used by one thread beside its own.
+
+    With ``declare`` the topology is made where it is missing, else it must be there.
 
     Errors: `wait_until_open` raises Unavailable; `publish` reports failures in its Outcome.
     """
 
-    def __init__(self, parameters: pika.connection.Parameters, topology: Topology, max_in_flight: int) -> None:
+    def __init__(
+        self, parameters: pika.connection.Parameters, topology: Topology, declare: bool, max_in_flight: int
+    ) -> None:
         self._topology = topology
+        self._declare = declare
         self._max_in_flight = max_in_flight
         self._loop = IOLoop()
         self._services = _Services(self._loop)
@@ -163,20 +153,8 @@ class Publisher:
 
     def _steps(self) -> Iterator[Callable[..., None]]:
         """What to ask of the broker, one answer after the other, before anything is published."""
-        want, channel = self._topology, self._channel
-        if want.exchange and want.declare:
-            yield partial(channel.exchange_declare, want.exchange, want.exchange_type, durable=True)
-        elif want.exchange:
-            yield partial(channel.exchange_declare, want.exchange, passive=True)
-        if want.queue and want.declare:
-            arguments = {"x-queue-type": want.queue_type}
-            yield partial(channel.queue_declare, want.queue, durable=True, arguments=arguments)
-            if want.exchange:  # the default exchange binds every queue by itself
-                for key in want.binding_keys:
-                    yield partial(channel.queue_bind, want.queue, want.exchange, key)
-        elif want.queue:
-            yield partial(channel.queue_declare, want.queue, passive=True)
-        yield partial(channel.confirm_delivery, self._on_confirm)
+        yield from self._topology.steps(self._channel, self._declare)
+        yield partial(self._channel.confirm_delivery, self._on_confirm)
 
     def _begin(self, timeout_s: float) -> None:
         if self._blocked or self._failure:
@@ -194,7 +172,7 @@ class Publisher:
                 publish(exchange, routing_key, body, properties, mandatory=True)
                 self._published += 1
         except AMQPError as exc:
-            self._fail(_describe(exc))
+            self._fail(describe(exc))
 
     def _on_confirm(self, frame: Any) -> None:
         attempt, method = self._attempt, frame.method
@@ -229,10 +207,11 @@ class Publisher:
             self._fail("unblocked by the broker; the next attempt takes a new connection")
 
     def _on_channel_closed(self, _channel: object, reason: Exception) -> None:
-        self._fail(_describe(reason), getattr(reason, "reply_code", 0))
+        code = getattr(reason, "reply_code", 0)
+        self._fail(explained(code, describe(reason)), code)
 
     def _on_connection_closed(self, _connection: object, reason: Exception) -> None:
-        self._fail(_describe(reason), getattr(reason, "reply_code", 0))
+        self._fail(describe(reason), getattr(reason, "reply_code", 0))
         self._loop.stop()
 
     def _fail(self, reason: str, code: int = 0) -> None:
@@ -278,10 +257,10 @@ class _Services(SelectorIOServicesAdapter):  # type: ignore[misc]
             self._handle = None
 
 
-def _describe(reason: BaseException) -> str:
+def describe(reason: BaseException) -> str:
     """One line about why a connection or a channel ended. pika's texts hold addresses, never credentials."""
     if isinstance(reason, ChannelClosedByBroker | ConnectionClosedByBroker):
         return f"{reason.reply_code} {reason.reply_text}"
     inner = [*getattr(reason, "exceptions", ()), getattr(reason, "exception", None), *reason.args]
     cause = next((each for each in reversed(inner) if isinstance(each, BaseException)), None)
-    return _describe(cause) if cause else " ".join(f"{type(reason).__name__}: {reason}".split())
+    return describe(cause) if cause else " ".join(f"{type(reason).__name__}: {reason}".split())

@@ -104,10 +104,10 @@ def test_destinations_that_are_killed_in_mid_stream_get_every_event(
         "forwarders__rabbitmq": {
             "url": rabbit.url,
             "exchange": "path",
-            "queue": "path",
             "batch_max_age_s": 0.1,
             "batch_max_events": 50,
         },
+        "forwarders__rabbitmq__consumers__path": {},
         "forwarders__influxdb": {
             "url": influx.url,
             "org": "tests",

@@ -90,7 +90,8 @@ def test_every_awkward_event_is_delivered_or_quarantined_and_its_neighbours_are_
     tables: dict[str, dict[str, Any]] = {
         "spool": {"segment_max_age_s": 0.2},
         "forwarders__archive": {"path": str(archive), **quick},
-        "forwarders__rabbitmq": {"url": rabbit.url, "exchange": "hostile", "queue": "hostile", **quick},
+        "forwarders__rabbitmq": {"url": rabbit.url, "exchange": "hostile", **quick},
+        "forwarders__rabbitmq__consumers__hostile": {},
         "forwarders__influxdb": {
             "url": influx.url, "org": "tests", "bucket": "hostile", "token_file": str(influx.token_file), **quick,
         },

@@ -48,7 +48,8 @@ def collector(tmp_path: Path, rabbit: Rabbit, influx: Influx) -> Iterator[Runnin
     tables: dict[str, dict[str, Any]] = {
         "spool": {"segment_max_age_s": 0.3},
         "forwarders__archive": {"path": str(tmp_path / "events"), "batch_max_age_s": 0.2},
-        "forwarders__rabbitmq": {"url": rabbit.url, "exchange": "browser", "queue": "browser"},
+        "forwarders__rabbitmq": {"url": rabbit.url, "exchange": "browser"},
+        "forwarders__rabbitmq__consumers__browser": {},
         "forwarders__influxdb": {
             "url": influx.url,
             "org": "tests",

@@ -93,10 +93,11 @@ def path(
     proxy = TcpProxy(rabbit.port).start()
     base = tmp_path_factory.mktemp("destinations")
     settings = {
-        "url": f"amqp://guest:guest@127.0.0.1:{proxy.port}/%2f", "exchange": QUEUE, "queue": QUEUE,
+        "url": f"amqp://guest:guest@127.0.0.1:{proxy.port}/%2f", "exchange": QUEUE,
         "queue_type": "classic", "batch_max_age_s": 0.1, "connect_timeout_s": 2.0, "confirm_timeout_s": 1.0,
     }  # fmt: skip
-    with quick(base, forwarders__rabbitmq=settings) as running:
+    consumers = {f"forwarders__rabbitmq__consumers__{QUEUE}": {}}
+    with quick(base, forwarders__rabbitmq=settings, **consumers) as running:
         assert running.post(numbered([0]))[0] == 202
         rabbit.wait_for_queue(QUEUE)
         yield running, proxy, Consumer(rabbit)

@@ -139,27 +139,26 @@ class Rabbit:
             self.evaluate("rabbit_alarm:clear_alarm({resource_limit, memory, node()}).")
 
     def evaluate(self, expression: str) -> None:
-        """Run Erlang in the broker. Takes a second: it is an Erlang machine of its own that asks."""
-        subprocess.run(
-            [PROGRAMS / "rabbitmqctl", "eval", expression],
+        """Run Erlang in the broker."""
+        self.control("eval", expression)
+
+    def control(self, *arguments: str) -> str:
+        """rabbitmqctl, and what it says. Takes a second or two: it is an Erlang machine of its own that asks."""
+        done = subprocess.run(
+            [PROGRAMS / "rabbitmqctl", *arguments],
             env=self._environ,
             cwd=self.base,
             stdin=subprocess.DEVNULL,
             capture_output=True,
+            text=True,
             check=True,
         )
+        return done.stdout
 
     def add_user(self, name: str, password: str) -> None:
         """A user who may do nothing at all in the virtual host /."""
-        for arguments in (["add_user", name, password], ["set_permissions", name, "^$", "^$", "^$"]):
-            subprocess.run(
-                [PROGRAMS / "rabbitmqctl", *arguments],
-                env=self._environ,
-                cwd=self.base,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=True,
-            )
+        self.control("add_user", name, password)
+        self.control("set_permissions", name, "^$", "^$", "^$")
 
     @contextmanager
     def channel(self) -> Iterator[BlockingChannel]:
