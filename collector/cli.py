@@ -26,6 +26,7 @@ from collector.cli_settings import config_option, settings_option
 from collector.cli_spool import spool
 from collector.cli_spool_change import forget
 from collector.cli_status import status
+from collector.cli_topology import topology
 from collector.cli_work import work
 
 if TYPE_CHECKING:
@@ -82,9 +83,10 @@ def listen(settings: "Settings") -> None:
 
 for command in (archive, audit, collection, config, doctor, forwarder, keys, quarantine, replay, send, spool, status):
     cli.add_command(command)
-cli.add_command(work)
 for command in (erase_in_spool, forget):
     spool.add_command(command)
+for command in (topology, work):
+    cli.add_command(command)
 archive.add_command(erase_in_archive)
 
 

@@ -22,9 +22,10 @@ from typing import Any
 import pika
 from pika.adapters.select_connection import IOLoop, SelectConnection
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
-from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
+from pika.exceptions import AMQPError
 
 from forwarders.amqp_attempt import Attempt, Message, Outcome
+from forwarders.amqp_connection import describe
 from forwarders.amqp_topology import Topology, explained
 from forwarders.contract import Unavailable
 
@@ -255,12 +256,3 @@ class _Services(SelectorIOServicesAdapter):  # type: ignore[misc]
         if self._handle is not None:
             self._handle.close()
             self._handle = None
-
-
-def describe(reason: BaseException) -> str:
-    """One line about why a connection or a channel ended. pika's texts hold addresses, never credentials."""
-    if isinstance(reason, ChannelClosedByBroker | ConnectionClosedByBroker):
-        return f"{reason.reply_code} {reason.reply_text}"
-    inner = [*getattr(reason, "exceptions", ()), getattr(reason, "exception", None), *reason.args]
-    cause = next((each for each in reversed(inner) if isinstance(each, BaseException)), None)
-    return describe(cause) if cause else " ".join(f"{type(reason).__name__}: {reason}".split())

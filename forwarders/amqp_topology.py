@@ -57,6 +57,14 @@ class Exchange:
     name: str
     type: str
 
+    def make(self, channel: Any, **more: Any) -> None:
+        """Declare it. Nothing changes where it is there and is the same; 406 where it is not the same."""
+        channel.exchange_declare(self.name, self.type, durable=True, **more)
+
+    def look(self, channel: Any, **more: Any) -> None:
+        """404 where it is missing."""
+        channel.exchange_declare(self.name, passive=True, **more)
+
 
 @dataclass(frozen=True)
 class Queue:
@@ -64,6 +72,14 @@ class Queue:
 
     name: str
     arguments: Mapping[str, str | int]
+
+    def make(self, channel: Any, **more: Any) -> None:
+        """Declare it. Nothing changes where it is there and is the same; 406 where it is not the same."""
+        channel.queue_declare(self.name, durable=True, arguments=dict(self.arguments), **more)
+
+    def look(self, channel: Any, **more: Any) -> None:
+        """404 where it is missing."""
+        channel.queue_declare(self.name, passive=True, **more)
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,15 @@ class Binding:
     exchange: str
     queue: str
     key: str
+
+    @property
+    def name(self) -> str:
+        """For a person."""
+        return f"{self.exchange} -> {self.queue}"
+
+    def make(self, channel: Any, **more: Any) -> None:
+        """Bind. Nothing changes where it is bound."""
+        channel.queue_bind(self.queue, self.exchange, self.key, **more)
 
 
 @dataclass(frozen=True)
@@ -84,16 +109,21 @@ class Topology:
     queues: Sequence[Queue] = ()
     bindings: Sequence[Binding] = ()
 
-    def steps(self, channel: Any, declare: bool) -> Iterator[Callable[..., Any]]:
+    def steps(self, channel: Any, declare: bool) -> Iterator[Callable[..., None]]:
         """What to ask of a channel, one answer after the other: make what is missing, or (passive) is it there?"""
-        for exchange in self.exchanges:
-            kind = {"exchange_type": exchange.type, "durable": True} if declare else {"passive": True}
-            yield partial(channel.exchange_declare, exchange.name, **kind)
-        for queue in self.queues:
-            rest = {"durable": True, "arguments": dict(queue.arguments)} if declare else {"passive": True}
-            yield partial(channel.queue_declare, queue.name, **rest)
+        things: list[Exchange | Queue] = [*self.exchanges, *self.queues]
+        for each in things:
+            yield partial(each.make if declare else each.look, channel)
         for binding in self.bindings if declare else ():
-            yield partial(channel.queue_bind, binding.queue, binding.exchange, binding.key)
+            yield partial(binding.make, channel)
+
+    def rows(self) -> list[list[str]]:
+        """For a person: kind, name, and how it is made."""
+        return [
+            *(["exchange", each.name, each.type] for each in self.exchanges),
+            *(["queue", each.name, _in_words(each.arguments)] for each in self.queues),
+            *(["binding", each.name, each.key] for each in self.bindings),
+        ]
 
     def definitions(self, virtual_host: str) -> dict[str, Any]:
         """The same in the format of ``rabbitmqctl import_definitions`` and the management plugin."""
@@ -159,6 +189,11 @@ def _arguments(consumer: Consumer, queue: str, kind: QueueType) -> dict[str, str
         if consumer.dead_letter_exchange:
             arguments["x-dead-letter-strategy"] = "at-least-once"
     return arguments
+
+
+def _in_words(arguments: Mapping[str, str | int]) -> str:
+    kind, *others = arguments.items()
+    return ", ".join([str(kind[1]), *(f"{key.removeprefix('x-')} {value}" for key, value in others)])
 
 
 def check_consumers(queue_type: QueueType, consumers: Mapping[str, Consumer], exchange: str) -> None:
