@@ -49,6 +49,7 @@ FORWARDER_MODULES = {
     "influxdb": ("forwarders.influxdb", "influxdb"),
     "mongodb": ("forwarders.mongodb", "mongodb"),
     "rabbitmq": ("forwarders.rabbitmq", "rabbitmq"),
+    "rabbitmq-stream": ("forwarders.rabbitmq_stream", "rabbitmq-stream"),
 }
 
 OUR_PACKAGES = ("collector", "formats", "forwarders", "spool")

@@ -41,6 +41,7 @@ KNOWN_TO = {
     "pika": ["forwarders/amqp_*.py", "forwarders/rabbitmq.py"],
     "prometheus_client": ["collector/exposition.py"],
     "pymongo": ["forwarders/mongo_indexes.py", "forwarders/mongodb.py"],
+    "rstream": ["forwarders/stream_publisher.py"],
     "rich": ["collector/cli_output.py"],
     "thriftpy2": ["collector/scribe_service.py"],
     "urllib3": ["forwarders/http_endpoint.py"],

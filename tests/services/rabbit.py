@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -32,6 +32,10 @@ ssl_options.verify = verify_none
 ssl_options.versions.1 = tlsv1.2
 max_message_size = {max_message_bytes}
 loopback_users = none
+stream.listeners.tcp.1 = 127.0.0.1:{stream_port}
+stream.listeners.ssl.1 = 127.0.0.1:{stream_tls_port}
+stream.advertised_host = 127.0.0.1
+stream.advertised_port = {stream_port}
 log.console = true
 log.console.level = warning
 log.file = false
@@ -46,8 +50,10 @@ class Rabbit:
 
     def __init__(self, base: Path, max_message_bytes: int = 1024 * 1024, *, host: str = "127.0.0.1") -> None:
         self.base = base
-        self.port, self.tls_port, self.distribution_port, self.epmd_port = (free_port() for _ in range(4))
+        self.port, self.tls_port, self.stream_port, self.stream_tls_port = (free_port() for _ in range(4))
+        self.epmd_port, distribution_port = free_port(), free_port()
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/%2f"
+        self.stream_url = f"rabbitmq-stream://guest:guest@127.0.0.1:{self.stream_port}/%2f"
         self.certificate = base / "tls.crt"
         self.process: subprocess.Popen[bytes] | None = None
         self.epmd: subprocess.Popen[bytes] | None = None
@@ -56,10 +62,16 @@ class Rabbit:
         (base / "home").mkdir(parents=True)
         (base / "rabbitmq.conf").write_text(
             CONFIGURATION.format(
-                base=base, host=host, port=self.port, tls_port=self.tls_port, max_message_bytes=max_message_bytes
+                base=base,
+                host=host,
+                port=self.port,
+                tls_port=self.tls_port,
+                stream_port=self.stream_port,
+                stream_tls_port=self.stream_tls_port,
+                max_message_bytes=max_message_bytes,
             )
         )
-        (base / "enabled_plugins").write_text("[].\n")
+        (base / "enabled_plugins").write_text("[rabbitmq_stream].\n")
         make_certificate(self.certificate, base / "tls.key")
         self._environ = {
             "PATH": os.environ["PATH"],
@@ -68,7 +80,7 @@ class Rabbit:
             "RABBITMQ_NODENAME": f"t{self.port}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": host,
             "RABBITMQ_NODE_PORT": str(self.port),
-            "RABBITMQ_DIST_PORT": str(self.distribution_port),
+            "RABBITMQ_DIST_PORT": str(distribution_port),
             "ERL_EPMD_PORT": str(self.epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_MNESIA_BASE": str(base / "mnesia"),
@@ -96,7 +108,8 @@ class Rabbit:
             wait_for_port(self.epmd_port, self.epmd, self._log)
         self.process = start([str(PROGRAM)], self.base, self._environ, self._log)
         wait_for_port(self.port, self.process, self._log)
-        wait_for_port(self.tls_port, self.process, self._log)
+        for port in (self.tls_port, self.stream_port, self.stream_tls_port):
+            wait_for_port(port, self.process, self._log)
         return self
 
     def kill(self) -> None:
@@ -130,17 +143,21 @@ class Rabbit:
             os.kill(broker, signal.SIGCONT)
 
     @contextmanager
-    def memory_alarm(self) -> Iterator[None]:
-        """Publishers are blocked for want of memory."""
-        self.evaluate("rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []}).")
+    def alarm(self, resource: str) -> Iterator[None]:
+        """Publishers are blocked for want of memory, or of ``disk``: streams do not mind the memory."""
+        self.evaluate(f"rabbit_alarm:set_alarm({{{{resource_limit, {resource}, node()}}, []}}).")
         try:
             yield
         finally:
-            self.evaluate("rabbit_alarm:clear_alarm({resource_limit, memory, node()}).")
+            self.evaluate(f"rabbit_alarm:clear_alarm({{resource_limit, {resource}, node()}}).")
 
     def evaluate(self, expression: str) -> None:
         """Run Erlang in the broker."""
         self.control("eval", expression)
+
+    def memory_alarm(self) -> AbstractContextManager[None]:
+        """For want of memory."""
+        return self.alarm("memory")
 
     def control(self, *arguments: str) -> str:
         """rabbitmqctl, and what it says. Takes a second or two: it is an Erlang machine of its own that asks."""
@@ -177,6 +194,19 @@ class Rabbit:
                 if method is None:
                     return messages
                 messages.append((method, properties, body))
+        return messages
+
+    def read_stream(self, stream: str) -> list[tuple[pika.BasicProperties, bytes]]:
+        """Every message of a stream, by AMQP 0.9.1; they stay there."""
+        messages = []
+        with self.channel() as channel:
+            channel.basic_qos(prefetch_count=1000)
+            first = {"x-stream-offset": "first"}
+            for method, properties, body in channel.consume(stream, arguments=first, inactivity_timeout=1):
+                if method is None:
+                    break
+                channel.basic_ack(method.delivery_tag)
+                messages.append((properties, body))
         return messages
 
     def wait_for_queue(self, queue: str) -> None:
