@@ -325,6 +325,12 @@ def test_a_password_in_a_file_that_everyone_can_read_is_refused(tmp_path: Path) 
     assert load(write(tmp_path, text, mode=0o640), {}).forwarders
     variable = {"COLLECTOR_FORWARDERS__ARCHIVE__PATH": "s3://key:hunter2@bucket/x"}
     assert load(write(tmp_path, "", mode=0o644), variable).forwarders
+    several = (
+        '[forwarders.rabbitmq]\nurl = ["amqp://guest:guest@one/", "amqp://u:hunter2@two/", "amqp://u:hunter2@three/"]'
+    )
+    (error,) = errors_of(tmp_path, several, mode=0o644)
+    assert "hunter2" not in error
+    assert "holds a password" in error
     no_password = '[forwarders.archive]\npath = "s3://bucket:80/a@b"'
     assert load(write(tmp_path, no_password, mode=0o644), {}).forwarders
 
