@@ -9,16 +9,17 @@ Nothing is counted as accepted, and no reply says 202, before its commit has ret
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
 from collector.gate import Gate
 from collector.metrics import Counters
-from collector.receipt import Receipt
+from collector.privacy import coarse
+from collector.receipt import NOTHING, Receipt
 from collector.rules import Rules
 from collector.settings import DurabilitySettings
-from formats.envelope import encode_envelope
+from formats.envelope import EnvelopeWriter, encode_envelope
 from formats.event import Decoded, Event
 from formats.pixel import Sender
 from spool.condition import SYNC_STALL_S
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 MAINTAIN_S = 0.1
 READY_STALL_S = 4.0
 DISK_STALLED = "the spool's disk does not answer"
+TOO_MUCH = (
+    f"more than {EVENTS_MAX} events, or more than {PAYLOAD_MAX_BYTES} bytes of them, are too much for one request"
+)
 
 
 class Held(msgspec.Struct, gc=False):
@@ -133,7 +137,7 @@ class Intake:
     def accept(
         self,
         source: str,
-        decoded: Decoded,
+        parts: Iterable[Decoded],
         sender: Sender,
         *,
         path: str = "",
@@ -141,15 +145,27 @@ class Intake:
     ) -> Receipt:
         """Store the events of a request, or arrange that they are stored before the reply goes.
 
+        ``parts`` are read one at a time, and only the bytes of those before are kept: nothing is stored before the last
+        one has come, and nothing at all when it does not.
+
         Returns what became of each of them; those that could not be read are counted as failed. When it returns and
         no event was accepted, nothing is stored. ``path`` is the door's, for counting.
         """
-        events, received_ms, receipt = self._rules.judge(decoded, sender)
+        envelope = EnvelopeWriter(source)
+        receipt, coarsest_ms = NOTHING, 0
+        for part in parts:
+            events, coarse_ms, outcome = self._rules.judge(part, sender)
+            receipt = receipt.then(outcome, part.kept) if receipt.offered else outcome
+            coarsest_ms = max(coarsest_ms, coarse_ms)
+            envelope.add(events)
+            if envelope.size > PAYLOAD_MAX_BYTES or envelope.count > EVENTS_MAX:
+                raise TooMuch(TOO_MUCH)
         filtered, rejected = receipt.filtered, receipt.failed
-        if not events:
+        if not envelope.count:
             self._counters.count_events(source, 0, filtered, rejected)
             return receipt
-        record = self.record(path, source, events, received_ms, time.time_ns(), filtered, rejected)
+        payload = envelope.finish(coarse(sender.received_ms, coarsest_ms))
+        record = self._held(path, source, payload, envelope.count, time.time_ns(), filtered, rejected)
         if held is not None:
             held.append(record)
             return receipt
@@ -163,22 +179,17 @@ class Intake:
             raise Unavailable(reason)
         return receipt
 
-    def record(
-        self,
-        path: str,
-        source: str,
-        events: list[Event],
-        received_ms: int,
-        received_ns: int,
-        filtered: int = 0,
-        rejected: int = 0,
+    def record(self, path: str, source: str, events: list[Event], received_ms: int, received_ns: int) -> Held:
+        """What is to be held of the few events of a request that no rule has to see. Errors: TooMuch."""
+        return self._held(path, source, encode_envelope(source, received_ms, events), len(events), received_ns)
+
+    def _held(
+        self, path: str, source: str, payload: bytes, count: int, received_ns: int, filtered: int = 0, rejected: int = 0
     ) -> Held:
-        """What is to be held of events that no rule has to see any more. Errors: TooMuch."""
-        payload = encode_envelope(source, received_ms, events)
-        if len(payload) > PAYLOAD_MAX_BYTES or len(events) > EVENTS_MAX:
-            raise TooMuch(f"{len(events)} events of {len(payload)} bytes are too much for one request")
+        if len(payload) > PAYLOAD_MAX_BYTES or count > EVENTS_MAX:
+            raise TooMuch(TOO_MUCH)
         durability = self._durability.get(source, self._post_durability)
-        return Held(path, source, payload, received_ns, len(events), filtered, rejected, durability)
+        return Held(path, source, payload, received_ns, count, filtered, rejected, durability)
 
     @property
     def is_plain(self) -> bool:

@@ -46,8 +46,8 @@ class Privacy:
     def apply(self, events: list[Event], sender: Sender, failed: Failed) -> tuple[list[Event], int]:
         """Edit the events in their place.
 
-        Returns those that may be kept, and when their record may say that they arrived: one time for all, so it is as
-        coarse as the coarsest of them. ``failed`` is told of events that cannot be edited, and why.
+        Returns those that may be kept, and how coarse the time must be at which they are said to have arrived (ms): as
+        the coarsest of them, since a record says it once. ``failed`` is told of events that cannot be edited, and why.
         """
         kept: list[Event] = []
         coarsest_ms = 0
@@ -63,7 +63,7 @@ class Privacy:
                     continue
                 coarsest_ms = max(coarsest_ms, rule.coarsen_time_ms)
             kept.append(event)
-        return kept, _coarse(sender.received_ms, coarsest_ms)
+        return kept, coarsest_ms
 
 
 class _Rule:
@@ -102,7 +102,7 @@ class _Rule:
         """Edit the event in its place. Errors: FormatError."""
         anonymises = self._anonymises and sender.opted_out
         exact_ms = event.time_ms
-        event.time_ms = _coarse(exact_ms, self.coarsen_time_ms)
+        event.time_ms = coarse(exact_ms, self.coarsen_time_ms)
         edits = self._anonymising if anonymises else self._edits
         if edits is not None:
             edits.apply(event)
@@ -135,7 +135,8 @@ def truncated_address(text: str) -> str:
     return str(type(address)(int(address) >> cut << cut))
 
 
-def _coarse(time_ms: int, step_ms: int) -> int:
+def coarse(time_ms: int, step_ms: int) -> int:
+    """The time cut to a multiple of a step; as it is for a step of 0."""
     return max(TIME_MIN_MS, time_ms - time_ms % step_ms) if step_ms else time_ms
 
 

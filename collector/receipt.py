@@ -1,5 +1,7 @@
 """What became of one request's events: what a door's answer is made of."""
 
+from typing import Self
+
 import msgspec
 
 from formats.event import FormatError
@@ -19,6 +21,16 @@ class Receipt(msgspec.Struct, frozen=True):
     failed: int
     failures: list[FormatError]
 
+    def then(self, later: Self, kept: int) -> Self:
+        """The outcome of these events and of the request's next ones, with the first ``kept`` failures."""
+        failures = self.failures
+        if later.failures and len(failures) < kept:
+            shifted = [FormatError(each.reason, self.offered + each.at) for each in later.failures]
+            failures = (failures + shifted)[:kept]
+        return type(self)(
+            self.accepted + later.accepted, self.filtered + later.filtered, self.failed + later.failed, failures
+        )
+
     @property
     def taken(self) -> int:
         """How many events the sender need not send again."""
@@ -28,3 +40,6 @@ class Receipt(msgspec.Struct, frozen=True):
     def offered(self) -> int:
         """How many events the request had."""
         return self.accepted + self.filtered + self.failed
+
+
+NOTHING = Receipt(0, 0, 0, [])

@@ -5,10 +5,10 @@ from collector.privacy import Privacy
 from collector.receipt import Receipt
 from collector.schemas import Schemas
 from formats.event import Decoded, Event
-from formats.packed_fields import unpack
 from formats.pixel import Sender
 
-#: The events to be stored, when their record may say that they arrived, and what became of all of them.
+#: The events to be stored, how coarse the time must be at which they are said to have arrived (ms; 0: as it is), and
+#: what became of all of them.
 Judged = tuple[list[Event], int, Receipt]
 
 
@@ -30,20 +30,19 @@ class Rules:
         return self._schemas.may_refuse(name)
 
     def judge(self, decoded: Decoded, sender: Sender) -> Judged:
-        """Those of a request's events that may be stored, as they may be stored."""
+        """Those of the events of a request, or of a part of it, that may be stored, as they may be stored."""
         offered = decoded.events
-        events, received_ms = self._filters.keep(offered, sender), sender.received_ms
+        events, coarsest_ms = self._filters.keep(offered, sender), 0
         if self.never_refuse or not events:
             filtered = len(offered) - len(events)
-            return events, received_ms, Receipt(len(events), filtered, decoded.failed, decoded.failures)
+            return events, 0, Receipt(len(events), filtered, decoded.failed, decoded.failures)
         broken: list[tuple[Event, str]] = []
-        unpack(events)  # they look at fields
         if not self._schemas.idle:
             events = self._schemas.judge(events, lambda *failure: broken.append(failure))
         if events and not self._privacy.idle:
-            events, received_ms = self._privacy.apply(events, sender, lambda *failure: broken.append(failure))
+            events, coarsest_ms = self._privacy.apply(events, sender, lambda *failure: broken.append(failure))
         filtered = len(offered) - len(events) - len(broken)
         if broken:
             reasons = {id(event): reason for event, reason in broken}
             decoded.refuse({i: reasons[id(event)] for i, event in enumerate(offered) if id(event) in reasons})
-        return events, received_ms, Receipt(len(events), filtered, decoded.failed, decoded.failures)
+        return events, coarsest_ms, Receipt(len(events), filtered, decoded.failed, decoded.failures)

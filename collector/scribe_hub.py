@@ -155,8 +155,8 @@ class ScribeHub:
         held: list[Held] = []
         self._intake.count_body(len(frame))
         try:
-            decoded = decode_log(frame, call.at, sender.received_ms)
-            self._intake.accept(SOURCE, decoded, sender, path=SOURCE, held=held)
+            parts = decode_log(frame, call.at, sender.received_ms)
+            self._intake.accept(SOURCE, parts, sender, path=SOURCE, held=held)
         except (FormatError, TooMuch) as exc:
             self._intake.reject(SOURCE, 1)
             return None, self._service.refusal(call, str(exc)), "400"

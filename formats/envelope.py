@@ -11,6 +11,7 @@ The three empty places belong to `formats.event.Event`: the envelope says the so
 for all, and an id is where the record lies, which nobody knows before it is written.
 """
 
+import io
 import re
 from collections.abc import Collection
 
@@ -53,6 +54,63 @@ def encode_envelope(source: str, received_ms: int, events: list[Event]) -> bytes
             ]
             break
     return _encode(_Envelope(VERSION, source, received_ms, events))
+
+
+class EnvelopeWriter:
+    """Makes the envelope of a request whose events come in parts: only their bytes are kept, and but once.
+
+    The bytes of one part are those of `encode_envelope`; with several, numbers of the head are longer than they had to
+    be, because it is written last.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._first = b""
+        self._bytes: io.BytesIO | None = None  # of all parts, when there are several
+        self.count = 0
+        self.size = 0  # bytes
+
+    def add(self, events: list[Event]) -> None:
+        """Add the next events, which have no ids."""
+        if not events:
+            return
+        array = _encode(events)
+        if not self.count:
+            self._first = array
+        else:
+            if self._bytes is None:
+                self._bytes = io.BytesIO(self._head(0, self.count))
+                self._bytes.seek(0, io.SEEK_END)
+                self._bytes.write(_items(self._first, self.count))
+                self._first = b""
+            self._bytes.write(_items(array, len(events)))
+        self.count += len(events)
+        self.size += len(array)
+
+    def finish(self, received_ms: int) -> bytes:
+        """The envelope of all of them; the last call."""
+        if self._bytes is None:
+            return b"\x94" + _encode((VERSION, self._source, received_ms))[1:] + self._first
+        self._bytes.seek(0)
+        self._bytes.write(self._head(received_ms, self.count))
+        return self._bytes.getvalue()  # without copying it
+
+    def _head(self, received_ms: int, count: int) -> bytes:
+        """Of the same length for all numbers."""
+        source = _encode((VERSION, self._source))[1:]
+        return (
+            b"\x94"
+            + source
+            + b"\xd3"
+            + received_ms.to_bytes(8, "big", signed=True)
+            + b"\xdd"
+            + count.to_bytes(4, "big")
+        )
+
+
+def _items(array: bytes, count: int) -> memoryview:
+    """What stands in an array of ``count`` events."""
+    return memoryview(array)[1 if count < 16 else 3 if count < 1 << 16 else 5 :]
 
 
 def decode_envelope(payload: bytes, segment_uuid: bytes, offset: int, indexes: tuple[int, ...] = ()) -> list[Event]:

@@ -8,14 +8,13 @@ time of arrival, and reading the spool adds the id.
 import enum
 import itertools
 import re
-from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
 NAME_MAX_BYTES = 255
 FAILURES_KEPT = 20  # where nobody asks for more; a hostile body can hold millions
-RUNS_LISTED = 1000
+PIECE_BYTES = 256 * 1024  # of a body, to be read at once
 FIELD_TYPES = ("bool", "byte", "i16", "i32", "i64", "double", "string")
 TIME_MIN_MS = -62_135_596_800_000  # 0001-01-01T00:00:00.000Z
 TIME_MAX_MS = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
@@ -97,31 +96,38 @@ class Defaults(msgspec.Struct, frozen=True):
 
 
 class Decoded(msgspec.Struct):
-    """A body as read: the good events in order, and what was wrong with the others.
+    """A part of a body as read: the good events in order, and what was wrong with the others.
+
+    A decoder gives the parts of a body one after another, each made of about PIECE_BYTES: all the events of a large one
+    as objects would take twenty times its size. Positions count from the part's first event.
 
     ``failed`` counts all bad events; ``failures`` holds the first ``kept`` of them. ``runs`` says where all of
-    them stand in the body: first position and how many, of the first run of bad events, of the second, ...
+    them stand in the part: first position and how many, of the first run of bad events, of the second, ...
     """
 
     events: list[Event] = []
     failures: list[FormatError] = []
     failed: int = 0
-    runs: "list[int] | array[int]" = []
+    runs: list[int] = []
     kept: int = FAILURES_KEPT
 
-    def fail(self, reason: str, at: int, count: int = 1) -> None:
-        """Count bad events: the one at position ``at`` of the body, or ``count`` of them from there on.
+    @property
+    def size(self) -> int:
+        """How many events it has, good and bad."""
+        return len(self.events) + self.failed
 
-        To be called in the order of the body.
-        """
+    def fail(self, reason: str, count: int = 1) -> None:
+        """Count bad events, the next ones of the body."""
+        at = self.size
         self.failed += count
         self._run(at, count)
         room = self.kept - len(self.failures)
         if room > 0:
             self.failures += [FormatError(reason, at + i) for i in range(min(count, room))]
 
-    def extend(self, part: "Decoded", position: int) -> None:
-        """Add what was read of the body's next part, whose first value stands at ``position`` of the body."""
+    def extend(self, part: "Decoded") -> None:
+        """Add what was read of the body next."""
+        position = self.size
         self.events += part.events
         self.failed += part.failed
         for first, count in _pairs(part.runs):
@@ -130,7 +136,7 @@ class Decoded(msgspec.Struct):
         self.failures += [FormatError(each.reason, position + each.at) for each in part.failures[:room]]
 
     def positions(self) -> Iterator[int]:
-        """Where each event stands in the body, in their order; goes on without end after the last one."""
+        """Where each event stands in the part, in their order; goes on without end after the last one."""
         at = 0
         for first, count in _pairs(self.runs):
             yield from range(at, first)
@@ -157,12 +163,18 @@ class Decoded(msgspec.Struct):
         if runs and runs[-2] + runs[-1] == first:
             runs[-1] += count
         else:
-            if len(runs) == RUNS_LISTED:
-                self.runs = runs = array("Q", runs)  # a list takes 80 bytes for each run
             runs.extend((first, count))
 
 
-def _pairs(runs: "list[int] | array[int]") -> Iterator[tuple[int, int]]:
+def whole(parts: Iterable[Decoded]) -> Decoded:
+    """All parts of a body as one: for a body that is small, or for who can afford it."""
+    first, *others = parts
+    for part in others:
+        first.extend(part)
+    return first
+
+
+def _pairs(runs: list[int]) -> Iterator[tuple[int, int]]:
     return zip(runs[::2], runs[1::2], strict=True)
 
 

@@ -14,8 +14,10 @@ Two ways lead through a body:
   into the objects. Where the syntax is broken nobody can say where the next event begins: the rest
   of the body is one failure.
 
+The first piece that is not as it should be, and all behind it, go the second way.
+
 All of them take time in proportion to the body, whatever is in it: no pattern here can backtrack.
-Memory too: only bodies up to SPLIT_AT_ONCE_BYTES become lists of elements, and only PIECE_BYTES and a bit are in
+Memory too: only what is at most SPLIT_AT_ONCE_BYTES becomes a list of elements, and only PIECE_BYTES and a bit are in
 msgspec's hands at once, which does not let other threads run meanwhile.
 """
 
@@ -29,6 +31,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from formats.event import (
+    PIECE_BYTES,
     TIME_MAX_MS,
     TIME_MIN_MS,
     Decoded,
@@ -40,7 +43,7 @@ from formats.event import (
     check_name,
 )
 from formats.json_depth import DEPTH_MAX, are_shallow, is_shallow
-from formats.json_split import PIECE_BYTES, JsonSyntaxError, elements, end_of_space, pieces
+from formats.json_split import JsonSyntaxError, elements, end_of_space, pieces
 from formats.times import granularity_of, time_of
 
 SPLIT_AT_ONCE_BYTES = 1024 * 1024
@@ -93,28 +96,30 @@ _VALUE = msgspec.json.Decoder(Raw)
 _VALUES = msgspec.json.Decoder(list[Raw])
 
 
-def decode_json(body: bytes, defaults: Defaults) -> Decoded:
-    """Read a body. Errors: none; what is wrong stands in the result."""
-    decoded = Decoded(kept=defaults.failures_kept)
+def decode_json(body: bytes, defaults: Defaults) -> Iterator[Decoded]:
+    """Read a body; one of at most PIECE_BYTES is one part. Errors: none; what is wrong stands in the parts."""
+    kept = defaults.failures_kept
     try:
         body = _as_utf8(body)
     except UnicodeDecodeError as exc:
-        decoded.fail(f"the body is not {exc.encoding} text", 0)
-        return decoded
+        part = Decoded(kept=kept)
+        part.fail(f"the body is not {exc.encoding} text")
+        yield part
+        return
     if body.startswith(b"{") and len(body) <= PIECE_BYTES and (event := _only_event(body, defaults)):
-        decoded.events = [event]
-        return decoded
+        yield Decoded([event], kept=kept)
+        return
     reader = _Reader(body, defaults)
+    at = 0
     try:
         if len(body) <= PIECE_BYTES:
-            decoded.events = reader.events(body)
+            yield Decoded(reader.events(body), kept=kept)
         else:
-            for piece in pieces(body):
-                decoded.events += reader.events(piece)
+            for piece, next_at in pieces(body):
+                yield Decoded(reader.events(piece), kept=kept)
+                at = next_at
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, FormatError):
-        decoded.events = []
-        _decode_each(body, reader, decoded)
-    return decoded
+        yield from _decode_each(body, at, reader, kept)
 
 
 def _only_event(body: bytes, defaults: Defaults) -> Event | None:
@@ -228,35 +233,39 @@ class _Reader:
         return Event(name, time_ms, granularity_of(when.eventGranularity, defaults.granularity), _JSON, payload)
 
 
-def _decode_each(body: bytes, reader: _Reader, decoded: Decoded) -> None:
-    """Judge the elements of a body one by one."""
-    at = 0
+def _decode_each(body: bytes, at: int, reader: _Reader, kept: int) -> Iterator[Decoded]:
+    """Judge the elements of a body one by one, from ``at``: where it begins, or where one of its pieces does."""
+    in_array = at > 0 and body.startswith(b"[", end_of_space(body))
+    part, read = Decoded(kept=kept), 0
     try:
-        for element in _split_at_once(body) or elements(body):
-            count = element if isinstance(element, int) else 1
+        for element in _split_at_once(body, at, in_array=in_array) or elements(body, at, in_array=in_array):
             try:
                 if isinstance(element, int):
-                    decoded.fail(_NO_EVENT, at, count)
+                    part.fail(_NO_EVENT, element)
                 elif len(element) < SHORTEST_EVENT_BYTES or element[0] != _OBJECT_BEGINS:
                     _check_syntax(element)
-                    decoded.fail(_NO_EVENT, at)
+                    part.fail(_NO_EVENT)
                 else:
-                    decoded.events.append(reader.event(_envelope(element)))
+                    part.events.append(reader.event(_envelope(element)))
             except JsonSyntaxError:
                 raise
             except FormatError as exc:
-                decoded.fail(exc.reason, at)
-            at += count
+                part.fail(exc.reason)
+            read += element if isinstance(element, int) else len(element)
+            if read > PIECE_BYTES:
+                yield part
+                part, read = Decoded(kept=kept), 0
     except JsonSyntaxError as exc:
-        decoded.fail(exc.reason, at)
+        part.fail(exc.reason)
+    yield part
 
 
-def _split_at_once(body: bytes) -> Iterator[bytes] | None:
-    """What `elements` gives, from msgspec; None when the body is large or there is something wrong with it."""
-    if len(body) > SPLIT_AT_ONCE_BYTES:
+def _split_at_once(body: bytes, at: int, *, in_array: bool) -> Iterator[bytes] | None:
+    """What `elements` gives, from msgspec; None when that is much or there is something wrong with it."""
+    if len(body) - at > SPLIT_AT_ONCE_BYTES:
         return None
     try:
-        values = _VALUE.decode_lines(body)
+        values = _VALUE.decode_lines(b"[" + body[at:] if in_array else body[at:])
     except (msgspec.DecodeError, RecursionError):
         return None
     return _flatten(values)

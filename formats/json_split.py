@@ -5,9 +5,9 @@ in proportion to the body: none can backtrack.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
-from formats.event import FormatError
+from formats.event import PIECE_BYTES, FormatError
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _FLAT = rb'[^"\[\]{}]++|' + _STRING
@@ -35,7 +35,6 @@ _UP_TO_BRACKETS = re.compile(rb"(?s:(?:" + _FLAT + rb"|" + _LEAF + rb")*+([\[{]+
 _HEAD = re.compile(rb"\{[^:{}]{1,100}+:")
 _ARRAY_BEGINS = ord("[")
 
-PIECE_BYTES = 256 * 1024
 FEW_BYTES = 64  # for each object: then an event takes more of the body than of the memory
 
 
@@ -48,12 +47,14 @@ def end_of_space(body: bytes) -> int:
     return _end(_SPACE, body, 0)
 
 
-def pieces(body: bytes) -> Iterator[bytes]:
+def pieces(body: bytes) -> Iterator[tuple[bytes, int]]:
     """The body in pieces of PIECE_BYTES and a bit, each one array or a sequence of documents like the body itself.
 
+    With each comes where the next one begins in the body, in the array if it is one.
+
     They are cut where an object ends and one begins that looks like the piece's first: up to its first colon. That
-    may have been inside of an event: whoever finds that all pieces are JSON knows that none was. What has no such place
-    and few objects is one piece, however large. Errors: JsonSyntaxError when there are many.
+    may have been inside of an event: whoever finds that a piece and all before it are JSON knows that it was not. What
+    has no such place and few objects is one piece, however large. Errors: JsonSyntaxError when there are many.
     """
     at = end_of_space(body)
     in_array = body.startswith(b"[", at)
@@ -68,24 +69,26 @@ def pieces(body: bytes) -> Iterator[bytes]:
         cut = place.search(body, at + PIECE_BYTES, at + 4 * PIECE_BYTES)
         if cut is None:
             break
-        yield b"[" + body[at : cut.start() + 1] + b"]" if in_array else body[at : cut.start() + 1]
+        yield b"[" + body[at : cut.start() + 1] + b"]" if in_array else body[at : cut.start() + 1], cut.end()
         at = cut.end()
     rest = len(body) - at
     if rest > 4 * PIECE_BYTES and body.count(b"{", at) * FEW_BYTES > rest:
         raise JsonSyntaxError(f"no object ends near byte {at + PIECE_BYTES}")
     if at == begin:
-        yield body
+        yield body, len(body)
     else:
-        yield b"[" + body[at:] if in_array else body[at:]
+        yield b"[" + body[at:] if in_array else body[at:], len(body)
 
 
-def elements(body: bytes) -> Iterator[bytes | int]:
-    """The values of the sequence, and in place of an array its elements. Errors: JsonSyntaxError.
+def elements(body: bytes, at: int = 0, *, in_array: bool = False) -> Iterator[bytes | int]:
+    """The values of the sequence from ``at`` on, and in place of an array its elements. Errors: JsonSyntaxError.
 
     A number stands for as many values that are too small to be events: without that, a body of
-    millions of them would hold up a worker for long.
+    millions of them would hold up a worker for long. ``in_array``: an element of an array begins at ``at``.
     """
-    at = _end(_NOTHING, body, 0)
+    if in_array:
+        at = yield from _items(body, at)
+    at = _end(_NOTHING, body, at)
     while at < len(body):
         if tiny := _TINY_VALUES.match(body, at):
             yield _TINY_VALUE.subn(b"", tiny[0])[1]
@@ -98,20 +101,25 @@ def elements(body: bytes) -> Iterator[bytes | int]:
             yield body[at:end]
             at = _end(_NOTHING, body, end)
         else:
-            at = _end(_SPACE, body, at + 1)
-            more = True
-            while more:
-                if tiny := _TINY_ITEMS.match(body, at):
-                    yield tiny[0].count(b",")
-                    at = tiny.end()
-                end = _value_end(body, at)
-                yield body[at:end]
-                separator = _SEPARATOR.match(body, end)
-                if separator is None:
-                    raise JsonSyntaxError(f"neither a comma nor the array's end at byte {end}")
-                more = separator[1] == b","
-                at = separator.end()
+            at = yield from _items(body, _end(_SPACE, body, at + 1))
             at = _end(_NOTHING, body, at)
+
+
+def _items(body: bytes, at: int) -> Generator[bytes | int, None, int]:
+    """As `elements`, what is left of an array; returns where it ends."""
+    more = True
+    while more:
+        if tiny := _TINY_ITEMS.match(body, at):
+            yield tiny[0].count(b",")
+            at = tiny.end()
+        end = _value_end(body, at)
+        yield body[at:end]
+        separator = _SEPARATOR.match(body, end)
+        if separator is None:
+            raise JsonSyntaxError(f"neither a comma nor the array's end at byte {end}")
+        more = separator[1] == b","
+        at = separator.end()
+    return at
 
 
 def _value_end(body: bytes, at: int) -> int:

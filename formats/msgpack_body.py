@@ -4,7 +4,8 @@ The payload is kept as the bytes that were sent. Its keys are text; of the exten
 timestamp may be in it, and no number that JSON has none for.
 
 Two ways lead through a body, as in formats/json_body.py: pieces of it by one call of msgspec each, which makes
-no room for more elements than the piece has, or each event by itself.
+no room for more elements than the piece has; and each event by itself, from the first piece on that is not as it
+should be.
 
 Why payloads are decoded and thrown away: msgspec's `Raw` only looks at lengths. A decoder for text
 keys and scalars checks the rest, in C, and costs 1 µs. What it cannot tell (binary values, timestamps,
@@ -15,7 +16,7 @@ import math
 import re
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import datetime
 from operator import sub
 from typing import Annotated, Any
@@ -24,13 +25,12 @@ import msgpack
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
-from formats.event import Decoded, Defaults, Event, FormatError, PayloadKind, check_name
+from formats.event import PIECE_BYTES, Decoded, Defaults, Event, FormatError, PayloadKind, check_name
 from formats.times import granularity_of, time_of
 
 DEPTH_MAX = 64  # levels of a payload; itself is the first
 CHECKED_AS_OBJECTS_BYTES = 256 * 1024  # an empty map is 1 byte, and 64 as an object
 SHORTEST_EVENT_BYTES = len(b"\x81\xa7payload\x80")
-PIECE_BYTES = 256 * 1024
 TIME_BYTES_MAX = 64  # of an eventDate or eventGranularity
 
 _MSGPACK = PayloadKind.MSGPACK  # an enum's attribute costs 0.2 µs
@@ -93,25 +93,26 @@ _STRINGS = frozenset((*range(0xA0, 0xC0), 0xD9, 0xDA, 0xDB))
 _EXTENSIONS = frozenset((0xC7, 0xC8, 0xC9, 0xD4, 0xD5, 0xD6, 0xD7, 0xD8))
 
 
-def decode_msgpack(body: bytes, defaults: Defaults) -> Decoded:
-    """Read a body. Errors: none; what is wrong stands in the result."""
-    decoded = Decoded(kept=defaults.failures_kept)
+def decode_msgpack(body: bytes, defaults: Defaults) -> Iterator[Decoded]:
+    """Read a body. Errors: none; what is wrong stands in the parts."""
+    kept = defaults.failures_kept
     reader = _Reader(defaults)
+    at = left = 0
     try:
         if len(body) <= PIECE_BYTES and body[:1] and body[0] in _ARRAYS:
-            decoded.events = reader.events(body)
+            yield Decoded(reader.events(body), kept=kept)
         else:
-            for piece in _pieces(body):
-                decoded.events += reader.events(piece)
+            for piece, next_at, next_left in _pieces(body):
+                yield Decoded(reader.events(piece), kept=kept)
+                at, left = next_at, next_left
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, FormatError):
-        decoded.events = []
-        _decode_each(body, reader, decoded)
-    return decoded
+        yield from _decode_each(body, at, left, reader, kept)
 
 
-def _pieces(body: bytes) -> Iterator[bytes]:
+def _pieces(body: bytes) -> Iterator[tuple[bytes, int, int]]:
     """The values of one array, or those that follow one another, as arrays of PIECE_BYTES and a bit.
 
+    With each come where the next one begins in the body, and how many values of the array are left there.
     Errors: FormatError when one is not complete, or too small to be an event.
     """
     is_array = body[:1] != b"" and body[0] in _ARRAYS
@@ -129,11 +130,11 @@ def _pieces(body: bytes) -> Iterator[bytes]:
                 ends.append(_large_end(body, at) - at)
         if min(map(sub, ends[1:], ends)) < SHORTEST_EVENT_BYTES:
             raise FormatError(_NO_EVENT)
-        yield b"\xdd" + (len(ends) - 1).to_bytes(4, "big") + body[at : at + ends[-1]]
-        at += ends[-1]
-        left -= len(ends) - 1
-    if is_array and left:
-        raise FormatError("the array has another number of values than it says")
+        begin, at = at, at + ends[-1]
+        left = max(left - len(ends) + 1, 0)  # behind the array may stand what could have been in it
+        yield b"\xdd" + (len(ends) - 1).to_bytes(4, "big") + body[begin:at], at, left
+    if left:
+        raise FormatError("the array has fewer values than it says")
 
 
 def _large_end(body: bytes, at: int) -> int:
@@ -251,40 +252,45 @@ def _check_timestamp(value: bytes) -> None:
         raise FormatError("an extension value of the payload is no timestamp of the years 1 to 9999") from None
 
 
-def _decode_each(body: bytes, reader: _Reader, decoded: Decoded) -> None:
-    """Judge the elements of a body one by one."""
-    at = 0
+def _decode_each(body: bytes, at: int, left: int, reader: _Reader, kept: int) -> Iterator[Decoded]:
+    """Judge the elements of a body one by one, from ``at``; ``left`` of them are of an array that has begun."""
+    part, read = Decoded(kept=kept), 0
     try:
-        for element in _elements(body):
-            count = element if isinstance(element, int) else 1
+        for element in _elements(body, at, left):
             try:
-                if isinstance(element, int) or len(element) < SHORTEST_EVENT_BYTES:
-                    decoded.fail(_NO_EVENT, at, count)
+                if isinstance(element, int):
+                    part.fail(_NO_EVENT, element)
+                elif len(element) < SHORTEST_EVENT_BYTES:
+                    part.fail(_NO_EVENT)
                 else:
-                    decoded.events.append(reader.event(_ENVELOPE.decode(element)))
+                    part.events.append(reader.event(_ENVELOPE.decode(element)))
             except FormatError as exc:
-                decoded.fail(exc.reason, at)
+                part.fail(exc.reason)
             except msgspec.ValidationError as exc:
-                decoded.fail(f"not an event: {exc}", at)
+                part.fail(f"not an event: {exc}")
             except UnicodeDecodeError:
-                decoded.fail("the event's name or a key is not UTF-8", at)
+                part.fail("the event's name or a key is not UTF-8")
             except RecursionError:
-                decoded.fail("the event is nested too deep", at)
-            at += count
+                part.fail("the event is nested too deep")
+            read += element if isinstance(element, int) else len(element)
+            if read > PIECE_BYTES:
+                yield part
+                part, read = Decoded(kept=kept), 0
     except (_Truncated, msgspec.DecodeError) as exc:
-        decoded.fail(str(exc), at)
+        part.fail(str(exc))
+    yield part
 
 
 class _Truncated(Exception):
     """A value of the body is not complete, or begins with the byte that MessagePack does not use."""
 
 
-def _elements(body: bytes) -> Iterator[bytes | int]:
-    """The values of the sequence, and in place of an array its elements. Errors: _Truncated.
+def _elements(body: bytes, at: int, left: int) -> Iterator[bytes | int]:
+    """The values of the sequence from ``at`` on, and in place of an array its elements. Errors: _Truncated.
 
-    A number stands for as many values of one byte.
+    A number stands for as many values that are too small for events. ``left``: elements of an array that come first.
     """
-    at = 0
+    at = yield from _items(body, at, left)
     while at < len(body):
         if tiny := _TINY_VALUES.match(body, at):
             yield len(tiny[0])
@@ -303,21 +309,27 @@ def _elements(body: bytes) -> Iterator[bytes | int]:
             at = nothing.end()
             continue
         left, at = _children(body, at)
-        while left:
-            if tiny := _TINY_ELEMENTS.match(body, at, at + left):
-                yield len(tiny[0])
-                left -= len(tiny[0])
-                at = tiny.end()
-            elif left > SMALL_AT_ONCE and (small := _SMALL_VALUES.match(body, at)):
-                count = _SMALL_VALUE.subn(b"", small[0])[1]
-                yield count
-                left -= count
-                at = small.end()
-            else:
-                end = _value_end(body, at)
-                yield body[at:end]
-                left -= 1
-                at = end
+        at = yield from _items(body, at, left)
+
+
+def _items(body: bytes, at: int, left: int) -> Generator[bytes | int, None, int]:
+    """As `_elements`, what is left of an array; returns where it ends."""
+    while left:
+        if tiny := _TINY_ELEMENTS.match(body, at, at + left):
+            yield len(tiny[0])
+            left -= len(tiny[0])
+            at = tiny.end()
+        elif left > SMALL_AT_ONCE and (small := _SMALL_VALUES.match(body, at)):
+            count = _SMALL_VALUE.subn(b"", small[0])[1]
+            yield count
+            left -= count
+            at = small.end()
+        else:
+            end = _value_end(body, at)
+            yield body[at:end]
+            left -= 1
+            at = end
+    return at
 
 
 def _value_end(body: bytes, at: int) -> int:

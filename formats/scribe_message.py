@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import msgspec
 
 from formats.event import (
+    PIECE_BYTES,
     TIME_MAX_MS,
     TIME_MIN_MS,
     Decoded,
@@ -33,7 +34,6 @@ from formats.event import (
     check_name,
 )
 from formats.json_depth import is_shallow
-from formats.packed_fields import PACKED_FROM_BYTES, pack
 from formats.thrift_body import decode_struct
 from formats.thrift_call import LIST, STRING, STRUCT, skip
 
@@ -47,27 +47,27 @@ _JSON_SPACE = b" \t\r\n"
 _value = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-def decode_log(data: bytes, at: int, now_ms: int) -> Decoded:
-    """Read the arguments at ``data[at:]``; the reasons of entries that are no events stand in the result.
+def decode_log(data: bytes, at: int, now_ms: int) -> Iterator[Decoded]:
+    """Read the arguments at ``data[at:]``; the reasons of entries that are no events stand in the parts.
 
-    Errors: FormatError when the bytes are not a Log's arguments: nothing of it is to be kept.
+    Errors: FormatError when the bytes are not a Log's arguments: nothing of it is to be kept, of no part.
     """
-    decoded = Decoded()
-    packs = len(data) >= PACKED_FROM_BYTES
+    part, begin = Decoded(), at
     names: dict[bytes, str] = {}
-    events = decoded.events
-    for position, (category, message) in enumerate(_entries(data, at)):
+    for category, message, end in _entries(data, at):
         try:
             if not category or not message:
                 raise FormatError("the category or the message is missing or empty")
             name = names.get(category)
             if name is None:
                 name = names[category] = _name(category)
-            event = decode_message(name, message, now_ms)
-            events.append(pack(event) if packs else event)
+            part.events.append(decode_message(name, message, now_ms))
         except FormatError as exc:
-            decoded.fail(exc.reason, position)
-    return decoded
+            part.fail(exc.reason)
+        if end - begin > PIECE_BYTES:
+            yield part
+            part, begin = Decoded(), end
+    yield part
 
 
 def decode_message(name: str, message: bytes, now_ms: int) -> Event:
@@ -84,8 +84,8 @@ def decode_message(name: str, message: bytes, now_ms: int) -> Event:
     return Event(name, time_ms, _HOURLY, _FIELDS, fields)
 
 
-def _entries(data: bytes, at: int) -> Iterator[tuple[bytes | None, bytes | None]]:
-    """Category and message of each entry. Errors: FormatError, when the broken place is reached."""
+def _entries(data: bytes, at: int) -> Iterator[tuple[bytes | None, bytes | None, int]]:
+    """Category and message of each entry, and where it ends. Errors: FormatError, when the broken place is reached."""
     size = len(data)
     try:
         while kind := data[at]:
@@ -115,7 +115,7 @@ def _entries(data: bytes, at: int) -> Iterator[tuple[bytes | None, bytes | None]
                     else:
                         at = skip(data, at + 3, kind)
                 at += 1
-                yield category, message
+                yield category, message, at
     except (IndexError, struct.error):
         raise FormatError("the message is not complete") from None
     if at + 1 != size:

@@ -11,7 +11,6 @@
 
 A body is a stream when it begins like a frame with a known granularity; otherwise it is one struct, which
 uses every byte and takes its name from the request. Field ids are kept as sent, and no id comes twice.
-The fields of a large stream come packed (formats/packed_fields.py).
 
 Source: Ning collector, ThriftEnvelopeEvent; Apache Thrift, binary protocol.
 
@@ -21,13 +20,22 @@ anyway. The structs are flat: to read them safely is to decode them.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import isfinite
 from operator import itemgetter
 from typing import TypeVar
 
-from formats.event import Decoded, Defaults, Event, Field, FormatError, Granularity, PayloadKind, check_name
-from formats.packed_fields import PACKED_FROM_BYTES, pack
+from formats.event import (
+    PIECE_BYTES,
+    Decoded,
+    Defaults,
+    Event,
+    Field,
+    FormatError,
+    Granularity,
+    PayloadKind,
+    check_name,
+)
 from formats.times import check_time
 
 FIELDS_MAX = 1 << 16  # there are no more ids
@@ -55,40 +63,40 @@ _Text = TypeVar("_Text", str, bytes)
 _BytesField = tuple[int, str, bool | int | float | bytes]
 
 
-def decode_thrift(body: bytes, defaults: Defaults) -> Decoded:
-    """Read a body. Errors: none; what is wrong stands in the result.
+def decode_thrift(body: bytes, defaults: Defaults) -> Iterator[Decoded]:
+    """Read a body. Errors: none; what is wrong stands in the parts.
 
     A frame that is in order, with an event that is not, costs that event; after a frame that is
     not in order nobody can say where the next one begins: the rest of the body is one failure.
     """
-    decoded = Decoded(kept=defaults.failures_kept)
-    position = 0
+    part = Decoded(kept=defaults.failures_kept)
     try:
         if not _is_stream(body):
             if defaults.name is None:
                 raise FormatError("a bare struct needs the name= of the event")
             fields = decode_struct(body)
-            decoded.events.append(Event(defaults.name, defaults.time_ms, defaults.granularity, _FIELDS, fields))
-            return decoded
-        at, packs = 0, len(body) >= PACKED_FROM_BYTES
+            part.events.append(Event(defaults.name, defaults.time_ms, defaults.granularity, _FIELDS, fields))
+            yield part
+            return
+        at = begin = 0
         names: dict[bytes, str] = {}
         while at < len(body):
+            if at - begin > PIECE_BYTES:
+                yield part
+                part, begin = Decoded(kept=defaults.failures_kept), at
             usual = _usual_frame(body, at, names)
             if usual is not None:
                 event, at = usual
-                decoded.events.append(pack(event) if packs else event)
-                position += 1
+                part.events.append(event)
                 continue
             time_ms, granularity, envelope, at = _read_frame(body, at)
             try:
-                event = _event(time_ms, granularity, envelope)
-                decoded.events.append(pack(event) if packs else event)
+                part.events.append(_event(time_ms, granularity, envelope))
             except FormatError as exc:
-                decoded.fail(exc.reason, position)
-            position += 1
+                part.fail(exc.reason)
     except FormatError as exc:
-        decoded.fail(exc.reason, position)
-    return decoded
+        part.fail(exc.reason)
+    yield part
 
 
 def decode_struct(data: bytes) -> list[Field]:

@@ -5,8 +5,6 @@ from typing import Any
 
 from formats.content_encoding import TooLarge
 
-_PIECE = 1 << 20
-
 
 class BodyError(ValueError):
     """The body is shorter than announced, or broken off."""
@@ -42,7 +40,7 @@ def _read_up_to(stream: Any, limit: int) -> bytes:
     left = limit
     while left:
         try:
-            piece = stream.read(min(left, _PIECE))
+            piece = stream.read(left)
         except Exception as exc:  # every server has its own for what a client sends wrongly; gunicorn's are no OSError
             raise BodyError("the body breaks off or is not chunked as announced") from exc
         if not piece:

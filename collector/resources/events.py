@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -17,14 +17,14 @@ from collector.resources.body import BodyError, read_body
 from collector.resources.results import APPLIED, RESULTS_MAX, are_wanted, results
 from collector.sender import SenderReader
 from formats.content_encoding import TooLarge, UnknownEncoding, decode_body
-from formats.event import FAILURES_KEPT, Decoded, Defaults, FormatError, check_name
+from formats.event import FAILURES_KEPT, Decoded, Defaults, FormatError, check_name, whole
 from formats.json_body import decode_json
 from formats.msgpack_body import decode_msgpack
 from formats.smile_body import decode_smile
 from formats.thrift_body import decode_thrift
 from formats.times import parse_date, parse_granularity
 
-Decoder = Callable[[bytes, Defaults], Decoded]
+Decoder = Callable[[bytes, Defaults], Iterator[Decoded]]
 
 #: Content type → (the door's name, its decoder). A new body format is a line here and a module in formats/.
 BODY_FORMATS: dict[str, tuple[str, Decoder]] = {
@@ -59,15 +59,34 @@ def beacon_format(content_type: str) -> tuple[str, Decoder] | None:
     return ("beacon", decode_json) if essence in BEACON_TYPES else None
 
 
-def _refuse_names(decoded: Decoded, admitted: Admitted) -> int:
-    """Make failures of the events that this API key may not send; returns how many they are."""
-    if admitted.names.all:
-        return 0
-    wants = admitted.names.wants
-    reasons = {index: FORBIDDEN_NAME for index, event in enumerate(decoded.events) if not wants(event.name)}
-    if reasons:
-        decoded.refuse(reasons)
-    return len(reasons)
+class _Offered:
+    """The parts of a body as the intake may have them: what this API key may not send fails, and a body of nothing.
+
+    ``forbidden``: how many events, of the parts so far, were refused for their names.
+    """
+
+    def __init__(self, parts: Iterator[Decoded], admitted: Admitted | None) -> None:
+        self._parts = parts
+        self._wants = admitted.names.wants if admitted is not None and not admitted.names.all else None
+        self.forbidden = 0
+
+    def __iter__(self) -> Iterator[Decoded]:
+        wants, is_empty = self._wants, True
+        for part in self._parts:
+            if wants is not None:
+                self._refuse(part, wants)
+            is_empty = is_empty and not part.size
+            yield part
+        if is_empty:
+            nothing = Decoded()
+            nothing.fail("the body holds no event")
+            yield nothing
+
+    def _refuse(self, part: Decoded, wants: Callable[[str], bool]) -> None:
+        reasons = {index: FORBIDDEN_NAME for index, event in enumerate(part.events) if not wants(event.name)}
+        if reasons:
+            part.refuse(reasons)
+            self.forbidden += len(reasons)
 
 
 class EventsResource:
@@ -108,19 +127,16 @@ class EventsResource:
             self._intake.reject(source, 1)
             report = results(Receipt(0, 0, 1, [exc])) if wants_results else None
             raise malformed(exc.reason, [exc], 1, results=report) from exc
-        decoded = decode(body, defaults)
-        if not decoded.events and not decoded.failed:
-            decoded.fail("the body holds no event", 0)
-        forbidden = _refuse_names(decoded, admitted) if admitted is not None else 0
+        parts = _Offered(decode(body, defaults), admitted)
         try:
-            receipt = self._intake.accept(source, decoded, sender, path=req.path, held=req.env.get("collector.held"))
+            receipt = self._intake.accept(source, parts, sender, path=req.path, held=req.env.get("collector.held"))
         except Unavailable as exc:
             raise unavailable(str(exc)) from exc
         except TooMuch as exc:
             raise refused(falcon.HTTP_413, str(exc)) from exc
         report = results(receipt) if wants_results else None
         if not receipt.taken:
-            status = falcon.HTTP_403 if receipt.failed == forbidden else falcon.HTTP_400
+            status = falcon.HTTP_403 if receipt.failed == parts.forbidden else falcon.HTTP_400
             raise malformed("no event could be accepted", receipt.failures, receipt.failed, status, report)
         resp.status = falcon.HTTP_202
         resp.content_type = "text/plain"
@@ -175,12 +191,12 @@ class EventsShortcut:
         stream = environ["wsgi.input"]
         body = stream.read()
         sender = self._sender_of(environ)
-        decoded = decode_json(body, Defaults(time_ms=sender.received_ms))
+        decoded = whole(decode_json(body, Defaults(time_ms=sender.received_ms)))
         if decoded.failed or not decoded.events:
             stream.seek(0)
             return None
         self._intake.count_body(len(body))
-        self._intake.accept("json", decoded, sender, path=environ["PATH_INFO"], held=held)
+        self._intake.accept("json", [decoded], sender, path=environ["PATH_INFO"], held=held)
         start_response(
             falcon.HTTP_202, self._headers(environ) if "HTTP_ORIGIN" in environ else self._headers_without_origin
         )
@@ -226,7 +242,7 @@ class RepeatedEvents:
             return None
         received_ns = time.time_ns()
         received_ms = received_ns // 1_000_000
-        decoded = decode_json(body, Defaults(time_ms=received_ms))
+        decoded = whole(decode_json(body, Defaults(time_ms=received_ms)))
         if decoded.failed or not decoded.events:
             return None
         intake.count_body(len(body))

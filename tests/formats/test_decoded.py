@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from formats.event import FAILURES_KEPT, Decoded, Event, Granularity, PayloadKind
+from formats.event import FAILURES_KEPT, Decoded, Event, Granularity, PayloadKind, whole
 
 Marks = list[bool]
 
@@ -19,7 +19,7 @@ def decoded(good: Marks, first: int = 0) -> Decoded:
         if is_good:
             body.events.append(event(first + at))
         else:
-            body.fail("bad", at)
+            body.fail("bad")
     return body
 
 
@@ -30,7 +30,7 @@ def positions(body: Decoded) -> list[int]:
 @given(st.lists(st.booleans(), max_size=60), st.lists(st.booleans(), max_size=60), st.data())
 def test_every_event_keeps_its_place(first: Marks, second: Marks, data: st.DataObject) -> None:
     body = decoded(first)
-    body.extend(decoded(second, len(first)), len(first))
+    body = whole([body, decoded(second, len(first))])
     good = first + second
 
     assert positions(body) == [at for at, is_good in enumerate(good) if is_good]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from formats.envelope import (
     VERSION,
+    EnvelopeWriter,
     decode_envelope,
     decode_slots,
     encode_envelope,
@@ -47,6 +48,26 @@ def test_every_event_comes_out_as_it_went_in(source: str, received_ms: int, even
         assert (after.kind, repr(after.payload)) == (before.kind, repr(before.payload))
         assert (after.source, after.received_ms) == (source, received_ms)
         assert parse_event_id(after.id) == (UUID, offset, index)
+
+
+@given(_TEXTS, st.integers(0, 2**53), st.lists(EVENTS, max_size=4))
+def test_events_that_come_in_parts_make_the_same_envelope(
+    source: str, received_ms: int, parts: list[list[Event]]
+) -> None:
+    writer = EnvelopeWriter(source)
+    for part in parts:
+        writer.add(part)
+    events = [event for part in parts for event in part]
+    usual = encode_envelope(source, received_ms, events)
+    assert writer.count == len(events)
+    if not events:
+        return
+
+    payload = writer.finish(received_ms)
+
+    if sum(map(bool, parts)) == 1:
+        assert payload == usual
+    assert repr(decode_envelope(payload, UUID, 64)) == repr(decode_envelope(usual, UUID, 64))
 
 
 def test_an_id_says_where_the_event_was_first_accepted() -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats.event import Decoded, Defaults, Event, FormatError, Granularity, PayloadKind, check_name
-from formats.json_body import decode_json
+from formats import json_body
+from formats.event import Decoded, Defaults, Event, FormatError, Granularity, PayloadKind, check_name, whole
 from formats.times import granularity_of, time_of
 from tests.formats.published import (
     NOW_MS,
@@ -68,6 +68,10 @@ BROKEN = [
     b"\x01",
     b"/**/",
 ]
+
+
+def decode_json(body: bytes, defaults: Defaults) -> Decoded:
+    return whole(json_body.decode_json(body, defaults))
 
 
 def names(body: bytes, defaults: Defaults = NOW) -> list[str]:

@@ -11,14 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats.event import Defaults, Event, FormatError, Granularity, PayloadKind, check_name
-from formats.msgpack_body import CHECKED_AS_OBJECTS_BYTES, decode_msgpack
+from formats import msgpack_body
+from formats.event import Decoded, Defaults, Event, FormatError, Granularity, PayloadKind, check_name, whole
+from formats.msgpack_body import CHECKED_AS_OBJECTS_BYTES
 from formats.times import granularity_of, time_of
 from tests.formats.published import NOW_MS, assert_whole, case_id, hostile, hostile_bytes
 
 NOW = Defaults(time_ms=NOW_MS)
 MIB = 1024 * 1024
 pack = msgpack.Packer(datetime=True).pack
+
+
+def decode_msgpack(body: bytes, defaults: Defaults) -> Decoded:
+    return whole(msgpack_body.decode_msgpack(body, defaults))
 
 
 def event_bytes(payload: bytes, name: object = "E") -> bytes:

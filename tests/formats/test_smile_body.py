@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats.event import Defaults, Event, FormatError, Granularity, PayloadKind, check_name
-from formats.smile_body import EVENTS_BYTES_MAX, decode_smile
+from formats import smile_body
+from formats.event import Decoded, Defaults, Event, FormatError, Granularity, PayloadKind, check_name, whole
 from formats.smile_reader import EVENT_BYTES_MAX
 from formats.smile_tokens import INTEGER_BYTES_MAX, TEXT_AT_ONCE_BYTES
 from formats.times import granularity_of, time_of
@@ -35,6 +35,10 @@ NOW = Defaults(time_ms=NOW_MS)
 KIB, MIB = 1024, 1024 * 1024
 GOOD_EVENT = {"eventName": "Hello", "payload": {"a": 1}}
 GOOD = smile(GOOD_EVENT, header=False, names=False)
+
+
+def decode_smile(body: bytes, defaults: Defaults) -> Decoded:
+    return whole(smile_body.decode_smile(body, defaults))
 
 
 def event_bytes(payload: bytes) -> bytes:
@@ -547,15 +551,13 @@ def test_many_values_that_are_meant_again_cost_only_their_event() -> None:
     assert peak < 2.5 * EVENT_BYTES_MAX
 
 
-def test_a_body_whose_events_become_too_large_is_refused_whole() -> None:
+def test_events_that_become_large_come_a_few_at_a_time() -> None:
     event = bomb(30) + b"\xff"
 
-    assert len(decode_smile(GOOD + b"\xff" + event * 10, NOW).events) == 11
-    decoded = decode_smile(GOOD + b"\xff" + event * (EVENTS_BYTES_MAX // (31 * 64 * KIB) + 1), NOW)
+    parts = [len(part.events) for part in smile_body.decode_smile(GOOD + b"\xff" + event * 10, NOW)]
 
-    assert decoded.events == []
-    assert decoded.failures[0].at == 0
-    assert_whole(decoded)
+    assert sum(parts) == 11
+    assert max(parts) == 2
 
 
 def test_many_small_events_take_bounded_memory() -> None:

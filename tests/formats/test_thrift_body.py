@@ -12,8 +12,9 @@ from thriftpy2.protocol.binary import TBinaryProtocolFactory
 from thriftpy2.thrift import TPayload, TType
 from thriftpy2.utils import serialize
 
-from formats.event import Decoded, Defaults, FormatError, Granularity, PayloadKind
-from formats.thrift_body import decode_struct, decode_thrift
+from formats import thrift_body
+from formats.event import Decoded, Defaults, FormatError, Granularity, PayloadKind, whole
+from formats.thrift_body import decode_struct
 from tests.formats.published import (
     assert_whole,
     body_of,
@@ -52,6 +53,10 @@ FIELDS = st.lists(
     ),
     unique_by=lambda field: field[0],
 )
+
+
+def decode_thrift(body: bytes, defaults: Defaults) -> Decoded:
+    return whole(thrift_body.decode_thrift(body, defaults))
 
 
 def string(number: int, value: bytes) -> bytes:

@@ -2,7 +2,8 @@
 
 For each body, honest and hostile: how much the worker's resident memory peaked above what it was (VmHWM, which Linux
 forgets on request), in MB and in sizes of the body, how long the answer took, and the longest time that another client,
-who asks every 10 ms, had to wait. The body counts as large as it is uncompressed, at most the limit.
+who asks every 10 ms, had to wait. The body counts as large as it is uncompressed, at most the limit. A Scribe frame is
+a body of the listener, which is asked for its name.
 """
 
 import argparse
@@ -17,30 +18,38 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgpack
 
 from tests.formats.smile_encoder import smile
 from tests.services.collector import RunningCollector
+from tests.services.scribe import OK, STRICT_LOG, RunningListener, call
 
 MIB = 1024 * 1024
-LIMIT_BYTES = 8 * MIB
+LIMIT_BYTES, FRAME_BYTES = 8 * MIB, 16 * MIB
 PING_EVERY_S = 0.01
 
 JSON, MSGPACK, SMILE = "application/json", "application/msgpack", "application/json+smile"
-THRIFT = "application/thrift"
+THRIFT, SCRIBE = "application/thrift", "scribe"
 
 
 @dataclass(frozen=True)
 class LargeBody:
-    """A request."""
+    """A request, to a collector with these settings; of the type SCRIBE a frame to its listener."""
 
     content_type: str
     make: Callable[[], bytes]
     headers: tuple[tuple[str, str], ...] = ()
-    size: int = LIMIT_BYTES  # uncompressed
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes, uncompressed."""
+        return FRAME_BYTES if self.content_type == SCRIBE else LIMIT_BYTES
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,12 @@ def _fields(count: int) -> bytes:
     return b"".join(b"\x02" + struct.pack(">H", number) + b"\x01" for number in range(count)) + b"\0"
 
 
+def _log(message: bytes) -> Callable[[], bytes]:
+    entry = b"\x0b\0\1" + struct.pack(">i", 1) + b"E\x0b\0\2" + struct.pack(">i", len(message)) + message + b"\0"
+    count = (FRAME_BYTES - 64) // len(entry)
+    return lambda: STRICT_LOG + bytes(4) + struct.pack(">BhBi", 15, 1, 12, count) + entry * count + b"\0"
+
+
 def _compressed(make: Callable[[], bytes]) -> Callable[[], bytes]:
     return lambda: gzip.compress(make(), 1)
 
@@ -101,6 +116,11 @@ _GZIP = (("Content-Encoding", "gzip"),)
 _ALL_RESULTS = (("Prefer", "return=representation"),)
 _MANY = b"\x81\xa7payload\x81\xa1a\xdd"  # a payload with an array of as many values as the next four bytes say
 _SMILE = b":)\n\x01"
+_RULES = {
+    "privacy": {"drop": ["page", "77"], "truncate_ip": True, "coarsen_time_ms": 1000},
+    "events.E": {"required": ["a"], "fields": ["b", "a"], "on_violation": "quarantine"},
+    "events.E.types": {"a": "boolean"},
+}
 HONEST = {
     "json 60 B": LargeBody(JSON, _json(60)),
     "json 240 B": LargeBody(JSON, _json(240)),
@@ -117,6 +137,9 @@ HONEST = {
     "thrift 60 B": LargeBody(THRIFT, _repeated(_frame(_fields(5)))),
     "thrift 240 B": LargeBody(THRIFT, _repeated(_frame(_fields(50)))),
     "thrift 10 kB": LargeBody(THRIFT, _repeated(_frame(_fields(2500)))),
+    "thrift 10 kB, privacy and a schema": LargeBody(THRIFT, _repeated(_frame(_fields(2500))), tables=_RULES),
+    "scribe, a line of 100 B": LargeBody(SCRIBE, _log(b"x" * 100)),
+    "scribe, JSON": LargeBody(SCRIBE, _log(b'1230865445006:{"page":"/shop","ms":12}')),
 }
 HOSTILE = {
     "json, smallest events": LargeBody(JSON, _repeated(b'{"payload":{}}')),
@@ -158,6 +181,11 @@ HOSTILE = {
     "thrift, smallest frames": LargeBody(THRIFT, _repeated(_frame(b"\0"))),
     "thrift, frames of 65,536 fields": LargeBody(THRIFT, _repeated(_frame(_fields(65_536)))),
     "thrift, frames without events": LargeBody(THRIFT, _repeated(b"\x0a" + struct.pack(">qi", 5, 6) + b"HOURLY\0")),
+    "thrift, smallest frames, privacy and a schema": LargeBody(THRIFT, _repeated(_frame(b"\0")), tables=_RULES),
+    "thrift, 65,536 fields, privacy and a schema": LargeBody(THRIFT, _repeated(_frame(_fields(65_536))), tables=_RULES),
+    "scribe, one character": LargeBody(SCRIBE, _log(b"x")),
+    "scribe, empty structs": LargeBody(SCRIBE, _log(b"AA==")),
+    "scribe, no messages": LargeBody(SCRIBE, _log(b"")),
     "gzip of [1][1]...": LargeBody(JSON, _compressed(_repeated(b"[1]")), _GZIP),
     "gzip bomb of 1 GiB": LargeBody(JSON, lambda: _bomb(b" " * MIB, 1024), _GZIP),
 }  # fmt: skip
@@ -191,46 +219,67 @@ def memory(pid: int, name: str) -> int:
     return int(match[1]) * 1024
 
 
-def cost(collector: RunningCollector, body: LargeBody) -> Cost:
-    """Send a body while another client asks."""
-    pid, data = worker_pid(collector), body.make()
-    gaps: list[float] = []
-    done = threading.Event()
+@contextmanager
+def started(body: LargeBody, base: Path) -> Iterator[tuple[int, Callable[[], object], Callable[[bytes], int]]]:
+    """A collector for this body: the process that will take it, how to ask that one something, and how to send it."""
+    if body.content_type == SCRIBE:
+        with RunningListener(base, **body.tables) as listener, listener.client() as other, listener.client() as client:
+            assert listener.process is not None
+            client.log(("First", "x"))  # what is made at the first use
 
-    def ask() -> None:
+            def log(data: bytes) -> int:
+                client.socket.settimeout(120)
+                client.send(data)
+                return 202 if client.log_result() == OK else 503
+
+            yield listener.process.pid, lambda: other.ask(call("getName")), log
+        return
+    with RunningCollector(base, **body.tables) as collector:
+        collector.post(b'[{"eventName":"First","payload":{}},1]')
         connection = http.client.HTTPConnection("127.0.0.1", collector.port, timeout=120)
-        while not done.wait(PING_EVERY_S):
-            began = time.monotonic()
+
+        def ask() -> None:
             connection.request("GET", "/livez")
             connection.getresponse().read()
-            gaps.append(time.monotonic() - began)
 
-    other = threading.Thread(target=ask)
-    other.start()
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
-    before = memory(pid, "VmRSS")
-    began = time.monotonic()
-    connection = http.client.HTTPConnection("127.0.0.1", collector.port, timeout=120)
-    try:
-        headers = {"Content-Type": body.content_type, **dict(body.headers)}
-        connection.request("POST", "/rest/1.0/event?name=Large", data, headers)
-        response = connection.getresponse()
-        response.read()
-    finally:
-        took_s = time.monotonic() - began
-        done.set()
-        other.join()
+        def post(data: bytes) -> int:
+            sender = http.client.HTTPConnection("127.0.0.1", collector.port, timeout=120)
+            headers = {"Content-Type": body.content_type, **dict(body.headers)}
+            sender.request("POST", "/rest/1.0/event?name=Large", data, headers)
+            response = sender.getresponse()
+            response.read()
+            sender.close()
+            return response.status
+
+        yield worker_pid(collector), ask, post
         connection.close()
-    return Cost(response.status, memory(pid, "VmHWM") - before, took_s, max(gaps))
 
 
-def costs(names: list[str]) -> Iterator[tuple[str, LargeBody, Cost]]:
-    """Each of the bodies, to a worker that has taken no other."""
-    for name in names:
-        body = {**HONEST, **HOSTILE}[name]
-        with tempfile.TemporaryDirectory() as base, RunningCollector(Path(base)) as collector:
-            collector.post(b'[{"eventName":"First","payload":{}},1]')  # what is made at the first use
-            yield name, body, cost(collector, body)
+def cost(body: LargeBody) -> Cost:
+    """Send a body, to a process that has taken no other, while another client asks."""
+    data = body.make()
+    gaps: list[float] = []
+    done = threading.Event()
+    with tempfile.TemporaryDirectory() as base, started(body, Path(base)) as (pid, ask, send):
+
+        def ask_on() -> None:
+            while not done.wait(PING_EVERY_S):
+                began = time.monotonic()
+                ask()
+                gaps.append(time.monotonic() - began)
+
+        other = threading.Thread(target=ask_on)
+        other.start()
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+        before = memory(pid, "VmRSS")
+        began = time.monotonic()
+        try:
+            status = send(data)
+        finally:
+            took_s = time.monotonic() - began
+            done.set()
+            other.join()
+        return Cost(status, memory(pid, "VmHWM") - before, took_s, max(gaps))
 
 
 def main() -> int:
@@ -241,7 +290,10 @@ def main() -> int:
     parser.add_argument("pattern", nargs="?", default="", help="only the bodies whose name has this in it")
     pattern = parser.parse_args().pattern
     print(f"{'body':45}{'status':>7}{'MB':>7}{'times':>7}{'s':>7}{'gap ms':>8}")
-    for name, body, seen in costs([each for each in {**HONEST, **HOSTILE} if pattern in each]):
+    for name, body in {**HONEST, **HOSTILE}.items():
+        if pattern not in name:
+            continue
+        seen = cost(body)
         print(
             f"{name:45}{seen.status:>7}{seen.peak_bytes / 1e6:>7.0f}{seen.peak_bytes / body.size:>7.1f}"
             f"{seen.took_s:>7.2f}{seen.gap_s * 1000:>8.0f}",

@@ -8,7 +8,7 @@ import gzip
 import json
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -20,7 +20,7 @@ import zstandard
 from formats.base64num import decode_base64num, encode_base64num
 from formats.content_encoding import TooLarge, UnknownEncoding, decode_body
 from formats.envelope import decode_envelope, encode_envelope, parse_event_id
-from formats.event import Decoded, Defaults, Event, FormatError, Granularity, PayloadKind
+from formats.event import Decoded, Defaults, Event, FormatError, Granularity, PayloadKind, whole
 from formats.event_json import EventJson
 from formats.json_body import decode_json
 from formats.json_split import JsonSyntaxError, elements
@@ -75,8 +75,8 @@ def check_events(events: list[Event]) -> None:
         _TO_JSON.json_values(event)
 
 
-def _body(decode: Callable[[bytes, Defaults], Decoded]) -> Callable[[bytes], None]:
-    return lambda data: check_decoded(decode(data, _DEFAULTS))
+def _body(decode: Callable[[bytes, Defaults], Iterator[Decoded]]) -> Callable[[bytes], None]:
+    return lambda data: check_decoded(whole(decode(data, _DEFAULTS)))
 
 
 def _json_split(data: bytes) -> None:
@@ -124,7 +124,7 @@ def _scribe_call(data: bytes) -> None:
     try:
         call = read_head(data)
         if call.method == b"Log":
-            check_decoded(decode_log(data, call.at, NOW_MS))
+            check_decoded(whole(decode_log(data, call.at, NOW_MS)))
         else:
             check_arguments(data, call.at)
     except FormatError:
