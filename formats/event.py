@@ -168,8 +168,9 @@ class Decoded(msgspec.Struct):
 
 def whole(parts: Iterable[Decoded]) -> Decoded:
     """All parts of a body as one: for a body that is small, or for who can afford it."""
-    first, *others = parts
-    for part in others:
+    remaining = iter(parts)
+    first = next(remaining, None) or Decoded()
+    for part in remaining:
         first.extend(part)
     return first
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from formats.event import Decoded, FormatError, PayloadKind
+from formats.event import Decoded, FormatError, PayloadKind, whole
 from formats.scribe_message import decode_log, decode_message
 from formats.thrift_call import read_head
 from tests.formats.published import NOW_MS, assert_whole, case_id, scribe_cases, shown
@@ -31,7 +31,7 @@ def arguments(*entries: bytes, count: int | None = None, element: int = 12) -> b
 
 
 def decoded(data: bytes) -> Decoded:
-    return decode_log(data, 0, NOW_MS)
+    return whole(decode_log(data, 0, NOW_MS))
 
 
 @pytest.mark.parametrize("header", ["body_hex", "body_hex_strict"])
@@ -40,7 +40,7 @@ def test_a_published_call_gives_its_events(case: dict[str, Any], header: str) ->
     frame = bytes.fromhex(case["request"].get(header, case["request"]["body_hex"]))[4:]
     call = read_head(frame)
 
-    result = decode_log(frame, call.at, NOW_MS)
+    result = whole(decode_log(frame, call.at, NOW_MS))
 
     assert call.method == b"Log"
     assert_whole(result)
