@@ -20,12 +20,14 @@ class Program:
 
     ``reload``:   the signal that makes it read its settings again; None: it is stopped and started.
     ``meanings``: what its exit codes say to a person.
+    ``descriptors``: those of ours that it is given, with their numbers.
     """
 
     name: str
     command: Sequence[str]
     reload: signal.Signals | None = None
     meanings: Mapping[int, str] = field(default_factory=dict)
+    descriptors: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Child:
                 self.program.command,
                 env=self._environ,
                 stdin=subprocess.DEVNULL,
+                pass_fds=self.program.descriptors,
                 process_group=0,  # Ctrl-C is for the supervisor, which stops its children in order
                 preexec_fn=partial(_before_exec, os.getpid(), self._mask),
             )

@@ -71,14 +71,15 @@ def flush(settings: "Settings", once: bool) -> None:
 
 
 @cli.command()
+@click.option("--descriptor", "descriptors", type=int, multiple=True, hidden=True)  # of the supervisor's sockets
 @settings_option
-def listen(settings: "Settings") -> None:
+def listen(settings: "Settings", descriptors: tuple[int, ...]) -> None:
     """Run the Scribe listener alone, until SIGTERM."""
     from collector import listen as listener
     from collector import logs
 
     logs.setup(settings.log)
-    sys.exit(listener.run(settings))
+    sys.exit(listener.run(settings, descriptors))
 
 
 for command in (archive, audit, collection, config, doctor, forwarder, keys, quarantine, replay, send, spool, status):

@@ -3,14 +3,16 @@
 One event loop, one open segment. It ends at SIGTERM, SIGINT and SIGHUP: it listens no more, answers what clients have
 begun to send, closes the connections that are between two calls, and seals; all within ``http.graceful_timeout_s``.
 SIGHUP ends it too, because a fresh process is what has read its settings again: the supervisor, or systemd, starts
-one.
+one. The supervisor holds the sockets meanwhile, and gives them to the next by their descriptors.
 """
 
 import asyncio
 import logging
 import signal
+import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
@@ -31,17 +33,17 @@ FAILED = 1
 MAINTAIN_S = 0.1
 SWEEP_EVERY = 10  # maintenance rounds
 POLL_S = 0.02
-BACKLOG = 1024
 STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def run(settings: Settings) -> int:
-    """Listen until told to stop; returns the exit code."""
+def run(settings: Settings, descriptors: Sequence[int] = ()) -> int:
+    """Listen until told to stop; returns the exit code. ``descriptors``: sockets to listen on, else ``scribe.bind``."""
     if not settings.scribe.enabled:
         print("collector listen: nothing to listen for: scribe.enabled is false", file=sys.stderr)
         return FAILED
     try:
-        ports.check(settings.scribe.bind)
+        if not descriptors:
+            ports.check(settings.scribe.bind)
         entrance = open_entrance(settings, Counters.listen)
     except (SpoolError, ports.CannotListen) as exc:
         print(f"collector listen: {exc}", file=sys.stderr)
@@ -49,7 +51,7 @@ def run(settings: Settings) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     listener = Listener(entrance, settings)
     try:
-        uvloop.run(listener.serve())
+        uvloop.run(listener.serve([socket.socket(fileno=each) for each in descriptors]))
     finally:
         entrance.intake.close()
     return 0
@@ -67,35 +69,49 @@ class Listener:
         self._rounds = 0
         self._maintained = True
 
-    async def serve(self) -> None:
-        """Accept connections until told to stop; when it returns all is committed and answered."""
+    async def serve(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept connections until told to stop; when it returns all is committed and answered.
+
+        They come from ``sockets`` or, when there are none, from the address of the settings.
+        """
         loop = asyncio.get_running_loop()
         for number in STOPPING_SIGNALS:
             loop.add_signal_handler(number, self._stop.set)
         scribe = self._settings.scribe
         self._hub = ScribeHub(self._intake, self._counters, ScribeService(self._answers), scribe, loop)
-        server = await self._bind(loop, scribe.bind)
+        servers = await self._bind(loop, scribe.bind, sockets)
         maintenance = asyncio.create_task(self._maintain())
         log.info("listening for Scribe", extra={"address": scribe.bind})
         systemd.notify("READY=1")
         try:
             await self._stop.wait()
             systemd.notify("STOPPING=1")
-            server.close()
+            for server in servers:
+                server.close()
             await self._drain(loop)
         finally:
             maintenance.cancel()
             self._hub.close()
             await asyncio.sleep(0)  # closed transports hand their last bytes to the kernel
 
-    async def _bind(self, loop: asyncio.AbstractEventLoop, bind: str) -> asyncio.AbstractServer:
+    async def _bind(
+        self, loop: asyncio.AbstractEventLoop, bind: str, sockets: Sequence[socket.socket]
+    ) -> list[asyncio.AbstractServer]:
+        backlog = ports.BACKLOG
+        if sockets:
+            return [
+                await loop.create_server(lambda: ScribeConnection(self._hub), sock=each, backlog=backlog)
+                for each in sockets
+            ]
         if bind.startswith("unix:"):
             path = Path(bind.removeprefix("unix:"))
-            return await loop.create_unix_server(lambda: ScribeConnection(self._hub), path, backlog=BACKLOG)
+            return [await loop.create_unix_server(lambda: ScribeConnection(self._hub), path, backlog=backlog)]
         host, _, port = bind.rpartition(":")
-        return await loop.create_server(
-            lambda: ScribeConnection(self._hub), host.strip("[]") or None, int(port), backlog=BACKLOG
-        )
+        return [
+            await loop.create_server(
+                lambda: ScribeConnection(self._hub), host.strip("[]") or None, int(port), backlog=backlog
+            )
+        ]
 
     async def _maintain(self) -> None:
         """Every 0.1 s: the clock, the spool's upkeep, and now and then time-outs."""

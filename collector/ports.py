@@ -11,6 +11,7 @@ import stat
 import time
 from pathlib import Path
 
+BACKLOG = 1024
 _ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - it is looked up, not bound
 
 
@@ -50,6 +51,30 @@ def listener(bind: str) -> socket.socket:
         made.listen()
     except BaseException:
         made.close()
+        raise
+    return made
+
+
+def listeners(bind: str) -> list[socket.socket]:
+    """Listen at every address of HOST:PORT: a name can have several, and no name means all. Errors: OSError."""
+    host, _, port = bind.rpartition(":")
+    found = socket.getaddrinfo(host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    made: list[socket.socket] = []
+    try:
+        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+            try:
+                each = socket.socket(family, socket.SOCK_STREAM)
+            except OSError:  # a machine without IPv6
+                continue
+            made.append(each)
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            each.bind(address)
+            each.listen(BACKLOG)
+    except OSError:
+        for each in made:
+            each.close()
         raise
     return made
 

@@ -17,6 +17,7 @@ there is no moment at which a signal is lost or comes twice.
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from collector import ports, systemd
 from collector.children import Child, Patience, Program
-from collector.settings import Settings, load
+from collector.settings import ScribeSettings, Settings, load
 from collector.spool_door import open_spool
 from collector.tables import SettingsError
 from spool.directory import SpoolError
@@ -45,7 +46,7 @@ class Supervisor:
     Owner: the main thread of a process without other threads; it waits for every child of that process.
     ``is_ready`` is asked until it says yes once; then ``on_ready`` is called.
     ``reread`` is asked at SIGHUP for the programs that are wanted from now on; None leaves everything as it is.
-    The last program is stopped last.
+    ``on_stop`` is called when the end begins. The last program is stopped last.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Supervisor:
         is_ready: Callable[[], bool],
         on_ready: Callable[[], None],
         reread: Callable[[], Sequence[Program] | None],
+        on_stop: Callable[[], None] = lambda: None,
         patience: Patience = PATIENCE,
     ) -> None:
         self._programs = programs
@@ -63,6 +65,7 @@ class Supervisor:
         self._is_ready = is_ready
         self._on_ready = on_ready
         self._reread = reread
+        self._on_stop = on_stop
         self._patience = patience
         self._children: list[Child] = []
         self._ready = False
@@ -128,10 +131,11 @@ class Supervisor:
 
     def _reload(self, wanted: Sequence[Program], mask: set[int]) -> None:
         log.info("reloading")
-        names = {program.name for program in wanted}
+        names = {program.name: program for program in wanted}
         running = {child.program.name for child in self._children if child.wanted}
         for child in self._children:
             child.wanted = child.wanted and child.program.name in names
+            child.program = names.get(child.program.name, child.program)
             if child.program.reload is not None and child.wanted:
                 child.send(child.program.reload)
             elif child.process is not None:
@@ -143,6 +147,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         """Stop all children but the last, then that one; whatever is left at the time-out is killed."""
+        self._on_stop()
         systemd.notify("STOPPING=1")
         end = time.monotonic() + self._patience.stop_s
         for child in self._children:
@@ -164,8 +169,36 @@ class Supervisor:
             self._reap()
 
 
-def programs(settings: Settings) -> list[Program]:
-    """What `collector serve` runs with these settings; the last is stopped last."""
+class Doorstep:
+    """The sockets that Scribe's clients connect to, held while listeners come and go: between two of them clients wait
+    in the queue instead of being refused. A socket file is each listener's own.
+    """
+
+    def __init__(self) -> None:
+        self._bind = ""
+        self._sockets: list[socket.socket] = []
+
+    def move(self, settings: ScribeSettings) -> list[int]:
+        """Hold what these settings want, and nothing else; returns descriptors. Errors: OSError: all is as before."""
+        bind = settings.bind if settings.enabled and not settings.bind.startswith("unix:") else ""
+        if bind != self._bind:
+            sockets = ports.listeners(bind) if bind else []
+            self.close()
+            self._bind, self._sockets = bind, sockets
+        return [each.fileno() for each in self._sockets]
+
+    def close(self) -> None:
+        """Hold nothing; a listener that has them goes on."""
+        for each in self._sockets:
+            each.close()
+        self._bind, self._sockets = "", []
+
+
+def programs(settings: Settings, listening: Sequence[int]) -> list[Program]:
+    """What `collector serve` runs with these settings; the last is stopped last.
+
+    ``listening``: descriptors of the sockets for Scribe.
+    """
     python = [sys.executable, "-m"]
     bad_settings = "its settings will not do, as it says above; mend them and send SIGHUP to this process"
     return [
@@ -173,7 +206,14 @@ def programs(settings: Settings) -> list[Program]:
             "http", [*python, "collector.http_server"], reload=signal.SIGHUP, meanings={BAD_SETTINGS: bad_settings}
         ),
         *(
-            [Program("listen", [*python, "collector", "listen"], meanings={BAD_SETTINGS: bad_settings})]
+            [
+                Program(
+                    "listen",
+                    [*python, "collector", "listen", *(f"--descriptor={each}" for each in listening)],
+                    meanings={BAD_SETTINGS: bad_settings},
+                    descriptors=listening,
+                )
+            ]
             if settings.scribe.enabled
             else []
         ),
@@ -194,7 +234,9 @@ def serve(settings: Settings, config_path: Path | None) -> int:
         open_spool(settings.spool)
         for bind in settings.http.binds + ([settings.scribe.bind] if settings.scribe.enabled else []):
             ports.check(bind)
-    except (SpoolError, ports.CannotListen) as exc:
+        doorstep = Doorstep()
+        listening = doorstep.move(settings.scribe)
+    except (SpoolError, ports.CannotListen, OSError) as exc:
         print(f"collector serve: {exc}", file=sys.stderr)
         return FAILED
     environ = {name: value for name, value in os.environ.items() if name not in systemd.VARIABLES}
@@ -202,20 +244,25 @@ def serve(settings: Settings, config_path: Path | None) -> int:
         environ["COLLECTOR_CONFIG"] = str(config_path)
     bind = settings.http.binds[0]
     Supervisor(
-        programs(settings),
+        programs(settings, listening),
         environ=environ,
         is_ready=lambda: ports.speaks_http(bind, tls=bool(settings.http.certfile)),
         on_ready=lambda: print(_welcome(settings), flush=True),
-        reread=lambda: _reread(config_path),
+        reread=lambda: _reread(config_path, doorstep),
+        on_stop=doorstep.close,
         patience=Patience(stop_s=settings.http.graceful_timeout_s + STOP_MARGIN_S),
     ).run()
     return 0
 
 
-def _reread(config_path: Path | None) -> list[Program] | None:
+def _reread(config_path: Path | None, doorstep: Doorstep) -> list[Program] | None:
     """What is to run with the settings as they are now; None when they will not do, which is said."""
     try:
-        return programs(load(config_path, os.environ))
+        settings = load(config_path, os.environ)
+        return programs(settings, doorstep.move(settings.scribe))
+    except OSError as exc:
+        log.error("settings not reloaded", extra={"reason": f"scribe.bind: {exc}"})
+        return None
     except SettingsError as exc:
         for error in exc.errors:
             log.error("settings not reloaded", extra={"reason": error})

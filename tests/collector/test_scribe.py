@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from thriftpy2.transport.framed import TCyFramedTransportFactory, TFramedTranspo
 
 from collector.metrics import read_all
 from tests.formats.published import NOW_MS, case_id, fb303_cases, scribe_cases, shown
-from tests.services.child import wait_until
+from tests.services.child import free_port, wait_until
 from tests.services.collector import REPOSITORY, archived_events, stored_events
 from tests.services.scribe import OK, TRY_LATER, RunningListener, ScribeClient, call, log_call
 
@@ -447,6 +449,57 @@ def test_the_whole_collector_takes_it_along(tmp_path: Path) -> None:
 
     payloads = [event["payload"] for event in archived_events(archive) if event["source"] == "scribe"]
     assert payloads[:2] == [{"a": 1}, {"1": "text"}]
+
+
+@pytest.mark.slow
+def test_nobody_who_connects_is_refused_while_the_collector_reloads(tmp_path: Path) -> None:
+    """The supervisor holds the sockets: clients wait in their queues until the next listener is there."""
+    listener = RunningListener(tmp_path, whole=True)
+    port, new_port = listener.scribe_port, free_port()
+    rebind(listener, f"127.0.0.1:{port}", f"localhost:{port}")
+    with listener:
+        (before,) = listener_pids(listener)
+        answered: list[bytes] = []
+        enough = threading.Event()
+
+        def connect_again_and_again() -> None:
+            while not enough.is_set():
+                with listener.client() as client, suppress(OSError):  # an accepted one may still be cut off
+                    client.send(call("getName"))
+                    answered.append(client.receive())
+
+        with ThreadPoolExecutor(2) as clients:
+            running = [clients.submit(connect_again_and_again) for _ in range(2)]
+            wait_until(lambda: len(answered) > 3, what="clients are answered")
+            reload(listener)
+            wait_until(lambda: listener_pids(listener) not in ([before], []), what="another listener runs")
+            seen = len(answered)
+            wait_until(lambda: len(answered) > seen + 3 or running[0].done(), what="clients are answered by it")
+            enough.set()
+            for each in running:
+                each.result()
+
+        rebind(listener, f"localhost:{port}", f"127.0.0.1:{new_port}")
+        reload(listener)
+        listener.scribe_port = new_port
+        wait_until(lambda: takes_messages(listener), what="it listens at its new address")
+        with pytest.raises(ConnectionRefusedError):
+            ScribeClient(port)
+
+
+def rebind(listener: RunningListener, before: str, after: str) -> None:
+    text = listener.config.read_text()
+    assert before in text
+    listener.config.write_text(text.replace(before, after))
+
+
+def reload(listener: RunningListener) -> None:
+    assert listener.process is not None
+    listener.process.send_signal(signal.SIGHUP)
+
+
+def listener_pids(listener: RunningListener) -> list[int]:
+    return [each.pid for each in read_all(listener.spool / "_metrics").live if each.kind == "listen"]
 
 
 def takes_messages(listener: RunningListener) -> bool:
