@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.collector.hostile_bodies import HOSTILE, send_hostile
-from tests.fuzz.large_bodies import memory, worker_pid
+from tests.fuzz.large_bodies import HONEST, cost, memory, worker_pid
+from tests.fuzz.large_bodies import HOSTILE as LARGE
 from tests.services.collector import RunningCollector
 
 ROUNDS = 20
@@ -28,3 +29,14 @@ def test_hostile_bodies_twenty_times_are_answered_as_they_should_and_leave_no_me
         assert memory(pid, "VmRSS") - before < GROWTH_MAX_BYTES
         assert worker_pid(collector) == pid
         assert collector.post(b'{"eventName":"Afterwards","payload":{}}')[0] == 202
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["msgpack, smallest events", "thrift 10 kB, privacy and a schema"])
+def test_a_body_of_the_largest_size_takes_at_most_ten_times_that_of_memory(name: str) -> None:
+    body = (HONEST | LARGE)[name]
+
+    seen = cost(body)
+
+    assert seen.status == 202
+    assert seen.peak_bytes < 10 * body.size
