@@ -58,11 +58,11 @@ def ga4(settings: "Settings", file: BinaryIO | None, name: str | None, as_json: 
 
 def read_events(file: BinaryIO) -> "Sequence[Event]":
     """The events in a file, as ``POST /rest/1.0/event`` reads JSON. Errors: Failed."""
-    from formats.event import Defaults
+    from formats.event import Defaults, whole
     from formats.json_body import decode_json
 
     name = getattr(file, "name", "<stdin>")
-    decoded = decode_json(file.read(), Defaults(time_ms=now_ms()))
+    decoded = whole(decode_json(file.read(), Defaults(time_ms=now_ms())))
     if decoded.failures:
         first = decoded.failures[0]
         raise Failed(f"{name}: {decoded.failed} events cannot be read; number {first.at}: {first.reason}")
