@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.load import TIME_MS, json_body, json_events
 from benchmarks.servers import REPOSITORY
 from formats.envelope import decode_envelope, encode_envelope
-from formats.event import Defaults, Event
+from formats.event import Defaults, Event, whole
 from formats.json_body import decode_json
 from spool.directory import SpoolDirectory, segment_stem
 from spool.record import RecordType
@@ -95,7 +95,7 @@ class Place:
 
 def envelope_of(body: bytes) -> bytes:
     """A body as it is kept."""
-    return encode_envelope("json", TIME_MS, decode_json(body, Defaults(TIME_MS)).events)
+    return encode_envelope("json", TIME_MS, whole(decode_json(body, Defaults(TIME_MS))).events)
 
 
 def numbered_records(events: int) -> Iterator[bytes]:
