@@ -16,6 +16,7 @@ GROWTH_MAX_BYTES = 64 * 1024 * 1024
 @pytest.mark.slow
 def test_hostile_bodies_twenty_times_are_answered_as_they_should_and_leave_no_memory_taken(tmp_path: Path) -> None:
     with RunningCollector(tmp_path) as collector:
+        assert collector.get("/livez")[0] == 200  # the port is open before there is a worker
         pid = worker_pid(collector)
         before = memory(pid, "VmRSS")
         wrong = [
