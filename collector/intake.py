@@ -135,21 +135,24 @@ class Intake:
         return Refusal("disk_full", "the spool's disk is full")
 
     def accept(
-        self,
-        source: str,
-        parts: Iterable[Decoded],
-        sender: Sender,
-        *,
-        path: str = "",
-        held: list[Held] | None = None,
+        self, source: str, decoded: Decoded, sender: Sender, *, path: str = "", held: list[Held] | None = None
     ) -> Receipt:
         """Store the events of a request, or arrange that they are stored before the reply goes.
 
-        ``parts`` are read one at a time, and only the bytes of those before are kept: nothing is stored before the last
-        one has come, and nothing at all when it does not.
-
         Returns what became of each of them; those that could not be read are counted as failed. When it returns and
         no event was accepted, nothing is stored. ``path`` is the door's, for counting.
+        """
+        events, coarse_ms, receipt = self._rules.judge(decoded, sender)
+        payload = encode_envelope(source, coarse(sender.received_ms, coarse_ms), events) if events else b""
+        return self._store(source, payload, receipt, path, held)
+
+    def accept_parts(
+        self, source: str, parts: Iterable[Decoded], sender: Sender, *, path: str = "", held: list[Held] | None = None
+    ) -> Receipt:
+        """As `accept`, for a body that may be large.
+
+        The parts are read one at a time, and only the bytes of those before are kept: nothing is stored before the last
+        one has come, and nothing at all when it does not.
         """
         envelope = EnvelopeWriter(source)
         receipt, coarsest_ms = NOTHING, 0
@@ -160,12 +163,15 @@ class Intake:
             envelope.add(events)
             if envelope.size > PAYLOAD_MAX_BYTES or envelope.count > EVENTS_MAX:
                 raise TooMuch(TOO_MUCH)
+        payload = envelope.finish(coarse(sender.received_ms, coarsest_ms)) if envelope.count else b""
+        return self._store(source, payload, receipt, path, held)
+
+    def _store(self, source: str, payload: bytes, receipt: Receipt, path: str, held: list[Held] | None) -> Receipt:
         filtered, rejected = receipt.filtered, receipt.failed
-        if not envelope.count:
+        if not payload:
             self._counters.count_events(source, 0, filtered, rejected)
             return receipt
-        payload = envelope.finish(coarse(sender.received_ms, coarsest_ms))
-        record = self._held(path, source, payload, envelope.count, time.time_ns(), filtered, rejected)
+        record = self._held(path, source, payload, receipt.accepted, time.time_ns(), filtered, rejected)
         if held is not None:
             held.append(record)
             return receipt

@@ -156,7 +156,7 @@ class ScribeHub:
         self._intake.count_body(len(frame))
         try:
             parts = decode_log(frame, call.at, sender.received_ms)
-            self._intake.accept(SOURCE, parts, sender, path=SOURCE, held=held)
+            self._intake.accept_parts(SOURCE, parts, sender, path=SOURCE, held=held)
         except (FormatError, TooMuch) as exc:
             self._intake.reject(SOURCE, 1)
             return None, self._service.refusal(call, str(exc)), "400"

@@ -41,6 +41,7 @@ from formats.event import (
     Granularity,
     PayloadKind,
     check_name,
+    whole,
 )
 from formats.json_depth import DEPTH_MAX, are_shallow, is_shallow
 from formats.json_split import JsonSyntaxError, elements, end_of_space, pieces
@@ -97,7 +98,21 @@ _VALUES = msgspec.json.Decoder(list[Raw])
 
 
 def decode_json(body: bytes, defaults: Defaults) -> Iterator[Decoded]:
-    """Read a body; one of at most PIECE_BYTES is one part. Errors: none; what is wrong stands in the parts."""
+    """Read a body. Errors: none; what is wrong stands in the parts."""
+    event = _only_event(body, defaults)
+    if event is None:
+        yield from _parts(body, defaults)
+    else:
+        yield Decoded([event], kept=defaults.failures_kept)
+
+
+def decode_small_json(body: bytes, defaults: Defaults) -> Decoded:
+    """Read a body all at once, which is quicker. Errors: none; what is wrong stands in the result."""
+    event = _only_event(body, defaults)
+    return Decoded([event], kept=defaults.failures_kept) if event is not None else whole(_parts(body, defaults))
+
+
+def _parts(body: bytes, defaults: Defaults) -> Iterator[Decoded]:
     kept = defaults.failures_kept
     try:
         body = _as_utf8(body)
@@ -105,9 +120,6 @@ def decode_json(body: bytes, defaults: Defaults) -> Iterator[Decoded]:
         part = Decoded(kept=kept)
         part.fail(f"the body is not {exc.encoding} text")
         yield part
-        return
-    if body.startswith(b"{") and len(body) <= PIECE_BYTES and (event := _only_event(body, defaults)):
-        yield Decoded([event], kept=kept)
         return
     reader = _Reader(body, defaults)
     at = 0
@@ -124,6 +136,8 @@ def decode_json(body: bytes, defaults: Defaults) -> Iterator[Decoded]:
 
 def _only_event(body: bytes, defaults: Defaults) -> Event | None:
     """The event of a body that is one good event, as `_Reader` would make it; None: look closer."""
+    if not body.startswith(b"{") or len(body) > PIECE_BYTES:
+        return None
     try:
         if not body.isascii():
             body.decode()

@@ -19,8 +19,8 @@ All of it takes time in proportion to the bytes that are read and written.
 
 from collections.abc import Iterator
 
-from formats.event import PIECE_BYTES, Decoded, Defaults, whole
-from formats.json_body import decode_json
+from formats.event import PIECE_BYTES, Decoded, Defaults
+from formats.json_body import decode_small_json
 from formats.smile_reader import SmileReader
 
 BATCH_BYTES = 128 * 1024  # of JSON text that is judged together
@@ -55,4 +55,4 @@ def _judge(texts: list[bytes], defaults: Defaults, part: Decoded) -> None:
     if texts:
         text = b"[" + b",".join(texts) + b"]"
         texts.clear()
-        part.extend(whole(decode_json(text, defaults)))
+        part.extend(decode_small_json(text, defaults))

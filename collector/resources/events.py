@@ -17,8 +17,8 @@ from collector.resources.body import BodyError, read_body
 from collector.resources.results import APPLIED, RESULTS_MAX, are_wanted, results
 from collector.sender import SenderReader
 from formats.content_encoding import TooLarge, UnknownEncoding, decode_body
-from formats.event import FAILURES_KEPT, Decoded, Defaults, FormatError, check_name, whole
-from formats.json_body import decode_json
+from formats.event import FAILURES_KEPT, Decoded, Defaults, FormatError, check_name
+from formats.json_body import decode_json, decode_small_json
 from formats.msgpack_body import decode_msgpack
 from formats.smile_body import decode_smile
 from formats.thrift_body import decode_thrift
@@ -129,7 +129,9 @@ class EventsResource:
             raise malformed(exc.reason, [exc], 1, results=report) from exc
         parts = _Offered(decode(body, defaults), admitted)
         try:
-            receipt = self._intake.accept(source, parts, sender, path=req.path, held=req.env.get("collector.held"))
+            receipt = self._intake.accept_parts(
+                source, parts, sender, path=req.path, held=req.env.get("collector.held")
+            )
         except Unavailable as exc:
             raise unavailable(str(exc)) from exc
         except TooMuch as exc:
@@ -191,12 +193,12 @@ class EventsShortcut:
         stream = environ["wsgi.input"]
         body = stream.read()
         sender = self._sender_of(environ)
-        decoded = whole(decode_json(body, Defaults(time_ms=sender.received_ms)))
+        decoded = decode_small_json(body, Defaults(time_ms=sender.received_ms))
         if decoded.failed or not decoded.events:
             stream.seek(0)
             return None
         self._intake.count_body(len(body))
-        self._intake.accept("json", [decoded], sender, path=environ["PATH_INFO"], held=held)
+        self._intake.accept("json", decoded, sender, path=environ["PATH_INFO"], held=held)
         start_response(
             falcon.HTTP_202, self._headers(environ) if "HTTP_ORIGIN" in environ else self._headers_without_origin
         )
@@ -242,7 +244,7 @@ class RepeatedEvents:
             return None
         received_ns = time.time_ns()
         received_ms = received_ns // 1_000_000
-        decoded = whole(decode_json(body, Defaults(time_ms=received_ms)))
+        decoded = decode_small_json(body, Defaults(time_ms=received_ms))
         if decoded.failed or not decoded.events:
             return None
         intake.count_body(len(body))

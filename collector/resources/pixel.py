@@ -41,7 +41,7 @@ class PixelResource:
             raise malformed("the event in v= cannot be read", [exc], 1) from exc
         try:
             receipt = self._intake.accept(
-                self._source, [Decoded([event])], sender, path=req.path, held=req.env.get("collector.held")
+                self._source, Decoded([event]), sender, path=req.path, held=req.env.get("collector.held")
             )
         except Unavailable as exc:
             raise unavailable(str(exc)) from exc
@@ -90,7 +90,7 @@ class PixelShortcut:
             return None
         if self._rate is not None and self._rate.take(sender.client_ip):
             return None
-        self._intake.accept(self._source, [Decoded([event])], sender, path=environ["PATH_INFO"], held=held)
+        self._intake.accept(self._source, Decoded([event]), sender, path=environ["PATH_INFO"], held=held)
         headers = self._headers(environ) if "HTTP_ORIGIN" in environ else self._headers_without_origin
         start_response(falcon.HTTP_202, headers)
         return [PIXEL]

@@ -58,7 +58,11 @@ def ask(
 ) -> Any:  # fmt: skip
     """The status of the reply; or, ``whole``, with its headers and body. The path ``scribe`` is that listener's way."""
     if path == "scribe":
-        return "202" if app._intake.accept("scribe", decode_log(body, 0, 1), Sender(1, client_ip=peer)).taken else "400"
+        return (
+            "202"
+            if app._intake.accept_parts("scribe", decode_log(body, 0, 1), Sender(1, client_ip=peer)).taken
+            else "400"
+        )
     path, _, query = path.partition("?")
     environ = {
         "REQUEST_METHOD": "POST" if content_type else "GET", "PATH_INFO": path, "QUERY_STRING": query,
