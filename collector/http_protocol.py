@@ -12,6 +12,7 @@ while the client does not read its replies.
 
 import asyncio
 import io
+import logging
 from typing import Any
 
 from collector.environ import Environ, peer_environ
@@ -19,6 +20,8 @@ from collector.http_parser import BAD_REQUEST, SLICE_BYTES, Refusal, RequestPars
 from collector.hub import UNAVAILABLE, Hub
 from collector.repeated_head import RepeatedHead, remember
 from collector.replies import CONTINUE
+
+log = logging.getLogger(__name__)
 
 IDLE, HEAD, BODY, LINGER = range(4)
 
@@ -115,7 +118,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         repeated = self._repeated
         if repeated is not None and self._phase == IDLE and self._reading and not self.closing:
-            held = repeated.take(data)
+            held = self._take(repeated, data)
             if held is not None:
                 self._since = self._hub.now
                 self._answer(repeated.environ, [held], repeated.reply, True, True)
@@ -131,6 +134,13 @@ class Connection(asyncio.Protocol):
             self._unfed.append(data)  # it had been read when reading was paused
         elif not self.closing:
             self._feed(data)
+
+    def _take(self, repeated: RepeatedHead, data: bytes) -> object | None:
+        try:
+            return repeated.take(data)
+        except Exception:  # the ordinary way has an answer for what cannot be handled
+            log.exception("a shortcut failed")
+            return None
 
     def _feed(self, data: bytes | memoryview) -> None:
         fresh = not self._parser.began

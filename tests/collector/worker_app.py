@@ -43,6 +43,8 @@ class Shortcut:
     content = b"held"
 
     def take(self, query, body):
+        if query == "bug":
+            raise RuntimeError("a bug in a shortcut")
         return None if query == "ordinary" else query or f"{len(body)} bytes"
 
 
