@@ -4,6 +4,7 @@ import contextlib
 import resource
 import socket
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ def growth(base: Path, options: Options) -> Table:
         own = base / each.name.replace(" ", "-").replace(",", "")
         own.mkdir()
         costs = each.measure(own, options)
+        print(f"    {each.name}: {', '.join(f'{x:,.0f}: {cost:.2f} µs' for x, cost in costs)}", file=sys.stderr)
         rows += [[each.name, f"{x:,.0f} {each.x}", cost] for x, cost in costs]
         panels.append(Panel(each.name, each.x, "µs CPU an event", [curve(costs)], log_y=each.log_y))
         notes.append(f"{each.name}: {verdict(costs)}. {each.why}".rstrip())
