@@ -199,7 +199,7 @@ GROWTHS = [
     ),
     Growth(
         "event size", "bytes an event", of_loads(SIZES, _sized),
-        "An event costs the same up to a few kB; then its bytes count: they are read, checked as UTF-8 and JSON, "
+        "A request costs what a small event does; each kB more adds some µs: it is read, checked as UTF-8 and as JSON, "
         "summed up (CRC) and written.", log_y=True,
     ),
     Growth("idle connections", f"idle, and {BUSY} busy", of_connections),
