@@ -14,7 +14,7 @@ from collector.tables import Reader, Value, toml_key, toml_value
 from forwarders.worker_settings import WorkerSettings
 
 _FACTORY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
-_FED_BY_QUEUE_ONLY = "rabbitmq"  # from a queue into a queue is what RabbitMQ's own shovels and federation do
+_RABBITS = ("rabbitmq", "rabbitmq-stream")  # from queue to queue is what RabbitMQ's own shovels and federation do
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def read_worker(
         reader.reject(path, table, "expected a name of a-z, 0-9, _ and -")
         return None
     given = table.get("type", Value(name, reader.source_of(table)))
-    types = [each for each in modules if each != _FED_BY_QUEUE_ONLY]
+    types = [each for each in modules if each not in _RABBITS]
     if not isinstance(given.value, str) or (given.value not in types and not is_factory(given.value)):
         wanted = " or ".join(map(toml_value, [*types, "MODULE:FUNCTION"]))
         reader.fail(f"{path}.type", given, f"expected {wanted}")

@@ -4,25 +4,30 @@ import json
 import logging
 import threading
 import time
+import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from contract_suite import make_events, odd_events
 
 from formats.event import Event
 from formats.event_json import EventJson
 from formats.event_message import EventReader
+from forwarders import rabbitmq
 from forwarders.amqp_connection import connection_parameters
 from forwarders.amqp_consumer import Consumer, Queue
 from forwarders.amqp_dead_letters import DeadLetters
+from forwarders.amqp_topology import Consumer as RabbitConsumer
 from forwarders.contract import Refused, Unavailable
 from forwarders.queue_worker import QueueWorker
 from forwarders.worker_report import WorkerReport
 from forwarders.worker_settings import WorkerSettings
 from tests.services.child import wait_until
-from tests.services.queues import event_body, exists, is_empty, new_queue, publish, wait_for_consumers
+from tests.services.queues import drained, event_body, exists, is_empty, new_queue, publish, wait_for_consumers
 from tests.services.rabbit import Rabbit
 from tests.services.tcp_proxy import TcpProxy
 
@@ -58,8 +63,7 @@ class Scripted:
 
 
 def number(event: Event) -> int:
-    assert isinstance(event.payload, bytes)
-    return int(json.loads(event.payload)["n"])
+    return int(EventJson({}).fields(event).get("n", 0))
 
 
 def make_worker(url: str, queue: str, destination: Any, **settings: Any) -> QueueWorker:
@@ -120,6 +124,33 @@ def test_all_messages_are_delivered_in_order_and_then_acknowledged(rabbit: Rabbi
     assert destination.taken == list(range(280))
     assert max(map(len, destination.batches)) <= 100
     assert is_empty(rabbit, queue)
+
+
+@pytest.mark.parametrize("form", ["json", "msgpack"])
+def test_what_the_collector_publishes_for_consumers_arrives(rabbit: Rabbit, form: Literal["json", "msgpack"]) -> None:
+    """Into a queue with the limits and dead letters that it makes; every kind of event, one a message and several."""
+    name = f"consumer-{uuid.uuid4().hex[:8]}"
+    found: list[Event] = []
+    destination = Scripted(*[found.extend] * 50)
+    destination.batches = [[]]
+    sent = odd_events() + make_events(100)
+    for events_per_message in (1, 7):
+        settings = rabbitmq.Settings(
+            url=rabbit.url, exchange=f"x{name}", consumers={name: RabbitConsumer()}, format=form,
+            events_per_message=events_per_message,
+        )  # fmt: skip
+        forwarder = rabbitmq.from_settings(settings, name="rabbitmq", to_json=EventJson({}), instance="i")
+        forwarder.send(sent)
+        forwarder.close()
+    with working(rabbit.url, name, destination):
+        wait_until(lambda: len(found) >= 2 * len(sent), 20, "all have arrived")
+
+    assert Counter(event.id for event in found) == Counter({event.id: 2 for event in sent})
+    assert {event.id: (event.name, event.time_ms, event.source, event.received_ms) for event in found} == {
+        event.id: (event.name, event.time_ms, event.source, event.received_ms) for event in sent
+    }
+    assert is_empty(rabbit, name)
+    assert is_empty(rabbit, f"{name}.dead")
 
 
 def test_what_is_poison_among_a_thousand_goes_to_the_dead_letters_and_says_why(rabbit: Rabbit, queue: str) -> None:
@@ -219,8 +250,9 @@ def test_messages_that_are_held_too_long_go_back_until_the_destination_works(rab
     destination = Scripted(refuse_while_down)
     publish(rabbit, queue, map(event_body, range(10)))
     with working(rabbit.url, queue, destination, hold_max_s=0.5):
-        wait_until(lambda: not is_empty(rabbit, queue), 10, "the messages are there for others")
+        wait_until(lambda: destination.sends, 10, "it is tried")
         wait_for_consumers(rabbit, queue, 0)
+        wait_until(lambda: not is_empty(rabbit, queue), 10, "the messages are there for others")
         down.set()
         wait_until(lambda: len(destination.taken) == 11, 20, "one event, and then all of them")
 
@@ -294,7 +326,7 @@ def test_a_worker_that_is_stopped_acknowledges_what_it_has_sent_and_gives_the_re
     sent = destination.taken
     assert sent == list(range(len(sent)))
     assert 1 <= len(sent) <= 10
-    left = sorted(json.loads(body)["payload"]["n"] for _, _, body in rabbit.drain(queue))
+    left = sorted(json.loads(body)["payload"]["n"] for body in drained(rabbit, queue, 30 - len(sent)))
     assert left == list(range(len(sent), 30))
 
 
@@ -304,7 +336,7 @@ def test_a_worker_is_stopped_while_its_destination_is_down(rabbit: Rabbit, queue
     with working(rabbit.url, queue, destination):
         wait_until(lambda: destination.sends, 10, "it was tried")
 
-    assert len(rabbit.drain(queue)) == 3
+    assert len(drained(rabbit, queue, 3)) == 3
 
 
 def test_an_event_alone_that_the_forwarder_fails_on_gets_its_tries(rabbit: Rabbit, queue: str) -> None:
@@ -339,13 +371,7 @@ def test_nothing_is_acknowledged_while_dead_letters_cannot_be_put_away(rabbit: R
         wait_for(destination, 1)
         time.sleep(0.5)
         assert is_empty(rabbit, queue)  # held
-        found: list[bytes] = []
-
-        def drained() -> int:
-            found.extend(body for _, _, body in rabbit.drain(dead))
-            return len(found)
-
-        wait_until(lambda: drained() == 2, 10, "the dead letter is put away")
+        found = drained(rabbit, dead, 2)
 
     assert found == [b"full", b"nonsense"]
     assert is_empty(rabbit, queue)
@@ -419,6 +445,5 @@ def test_dead_letters_wait_for_the_end_of_an_alarm(rabbit: Rabbit, queue: str) -
     with rabbit.memory_alarm(), working(rabbit.url, queue, destination, connect_timeout_s=1):
         wait_until(lambda: is_empty(rabbit, queue), 10, "they are taken")
         time.sleep(2)
-    left = rabbit.drain(queue)
 
-    assert [body for _, _, body in left] == [b"nonsense", event_body(1)]
+    assert sorted(drained(rabbit, queue, 2)) == [b"nonsense", event_body(1)]

@@ -61,6 +61,18 @@ def is_empty(broker: Rabbit, queue: str, wait_s: float = 0.0) -> bool:
                 return False
 
 
+def drained(broker: Rabbit, queue: str, count: int) -> list[bytes]:
+    """The bodies of so many messages, some of which may still be on their way back into the queue."""
+    bodies: list[bytes] = []
+
+    def enough() -> bool:
+        bodies.extend(body for _, _, body in broker.drain(queue))
+        return len(bodies) >= count
+
+    wait_until(enough, 10, f"{count} messages are in {queue}")
+    return bodies
+
+
 def wait_for_consumers(broker: Rabbit, queue: str, count: int) -> None:
     """Return when so many take from the queue."""
 
