@@ -102,6 +102,8 @@ class Replay:
         self._ledger = Ledger(directory, wall_ns=wall_ns)
         self._group: list[RefusedRecord] = []
         self._group_bytes = 0
+        self._group_events = 0
+        self._origins: dict[tuple[bytes, int], Origin] = {}  # of the group, by segment and offset
 
     def sources(self) -> list[Path]:
         """The segments to be read, each once, oldest first. Errors: OSError."""
@@ -167,21 +169,33 @@ class Replay:
         return not self._wanted.ids or event.id in self._wanted.ids
 
     def _add(self, record: RefusedRecord) -> None:
-        if self._group and (
-            self._group_bytes + len(record.payload) > GROUP_BYTES
-            or sum(each.event_count for each in self._group) + record.event_count > GROUP_EVENTS
-        ):
+        """Into the group, but no event twice: one that was written again after a failed sync lies in two segments.
+        Refused in two batches of one segment it would look like a repeat after a crash."""
+        place = record.origin.uuid, record.origin.offset
+        before = self._origins.get(place)
+        if before == record.origin:
+            return
+        if before is not None or (self._group and self._is_full(record)):
             self._put()
+        self._origins[place] = record.origin
         self._group.append(record)
         self._group_bytes += len(record.payload)
+        self._group_events += record.event_count
         self.found.events += record.event_count
+
+    def _is_full(self, record: RefusedRecord) -> bool:
+        return (
+            self._group_bytes + len(record.payload) > GROUP_BYTES
+            or self._group_events + record.event_count > GROUP_EVENTS
+        )
 
     def _put(self) -> None:
         """Queue what is gathered, unless it is queued."""
-        records, self._group, self._group_bytes = self._group, [], 0
+        records, events = self._group, self._group_events
+        self._group, self._group_bytes, self._group_events = [], 0, 0
+        self._origins.clear()
         if not records:
             return
-        events = sum(each.event_count for each in records)
         uuid = self._uuid_of(records)
         if uuid.hex() in self._queued:
             self.found.pending += events

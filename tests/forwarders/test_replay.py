@@ -1,5 +1,6 @@
 """Events of the past come again to the one who asked, under their ids, and only once at a time."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,17 @@ from spooled import RECEIVED_MS, Bench, event, put
 
 from formats.envelope import encode_envelope
 from formats.event import Event
+from forwarders.contract import Refused
 from forwarders.flush_settings import Names
 from forwarders.replay import NoRoom, Replay, Replayed, Wanted
 from spool.audit import audit
-from spool.directory import SpoolDirectory, SpoolError
+from spool.directory import SpoolDirectory, SpoolError, segment_stem
+from spool.item import entry_of
 from spool.ledger import Ledger
 from spool.queue import distribute
-from spool.retention import Retention
+from spool.reader import Record, SegmentReader
+from spool.retention import Retention, retained_paths
+from spool.segment import encode_segment
 from spool.watermark import Watermark
 from spool.writer import SpoolWriter
 
@@ -155,3 +160,26 @@ def test_a_retained_segment_in_a_queue_is_gone_on_with_after_a_restart(past: Pas
     assert past.destination.batches[-3:] == [before[:4], before[4:8], before[8:10]]
     assert past.destination.ids[30:] == before[:10]
     assert past.segments() == []
+
+
+def test_an_event_that_lies_in_two_segments_is_once_in_a_segment_of_the_replay(past: Past) -> None:
+    """As after a failed sync, when what was answered is written again. Twice in one, and refused in two batches, it
+    would be in quarantine once and count twice."""
+    first = min(retained_paths(past.directory))
+    with SegmentReader(first) as reader:
+        again = [entry_of(each) for each in reader.records() if isinstance(each, Record)][:2]
+    uuid = bytes(range(16))
+    data = encode_segment(again, uuid=uuid, created_ns=RECEIVED_MS, key=None)
+    (first.parent / f"{segment_stem(RECEIVED_MS * 1_000_000 + 10**15, uuid)}.seg").write_bytes(data)
+
+    def refuse(batch: Sequence[Event]) -> None:
+        raise Refused(list(range(len(batch))), "no")
+
+    past.destination.answer = refuse
+    past.flush_with(batch_max_events=2)
+    assert past.replay().queued == 30
+    past.work_for(3)
+
+    assert len(past.quarantined()) == len(set(past.quarantined())) == 30
+    (found,) = audit(past.directory, looks=1)
+    assert (found.ok, found.replayed, found.outcome.quarantined) == (True, 30, 30)
