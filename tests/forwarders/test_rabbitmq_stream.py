@@ -30,7 +30,7 @@ ProxyTo = Callable[[int], TcpProxy]
 
 
 def make(stream: str, url: str | list[str], **options: Any) -> StreamForwarder:
-    options = {"connect_timeout_s": 2, "confirm_timeout_s": 5, **options}
+    options = {"connect_timeout_s": 5, "confirm_timeout_s": 10, **options}
     settings = Settings(url=url, stream=stream, **options)
     return from_settings(settings, name="stream", to_json=TO_JSON, instance=INSTANCE)
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -197,16 +198,19 @@ class Rabbit:
         return messages
 
     def read_stream(self, stream: str) -> list[tuple[pika.BasicProperties, bytes]]:
-        """Every message of a stream, by AMQP 0.9.1; they stay there."""
+        """Every message of a stream, by AMQP 0.9.1, up to a mark that is put behind the last; they stay there."""
         messages = []
+        mark = uuid.uuid4().hex
         with self.channel() as channel:
+            channel.confirm_delivery()
+            channel.basic_publish("", stream, b"", pika.BasicProperties(message_id=mark, app_id="mark"), mandatory=True)
             channel.basic_qos(prefetch_count=1000)
-            first = {"x-stream-offset": "first"}
-            for method, properties, body in channel.consume(stream, arguments=first, inactivity_timeout=1):
-                if method is None:
-                    break
+            for method, properties, body in channel.consume(stream, arguments={"x-stream-offset": "first"}):
                 channel.basic_ack(method.delivery_tag)
-                messages.append((properties, body))
+                if properties.message_id == mark:
+                    break
+                if properties.app_id != "mark":
+                    messages.append((properties, body))
         return messages
 
     def wait_for_queue(self, queue: str) -> None:
