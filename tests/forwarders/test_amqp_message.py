@@ -9,6 +9,7 @@ from contract_suite import TIME_MS, ids, make_events, odd_events
 
 from formats.event import Event, Granularity, PayloadKind
 from formats.event_json import EventJson
+from formats.event_message import EventReader
 from forwarders.amqp_message import Format, MessageShaper, groups
 
 INSTANCE = "5b0c8a6e-0000-4000-8000-000000000000"
@@ -52,6 +53,19 @@ def test_both_formats_say_the_same(count: int) -> None:
     said = json.loads(as_json)
     assert [each["id"] for each in (said if count > 1 else [said])] == ids(events)
     assert msgpack.unpackb(as_msgpack) == said
+
+
+@pytest.mark.parametrize("format", ["json", "msgpack"])
+def test_a_worker_reads_what_was_written(format: Format) -> None:
+    """In arrays, and one by one whatever the payload; what MessagePack cannot hold is another test's."""
+    reader, shaper = EventReader({"plain": ["first"]}), MessageShaper(TO_JSON, format, INSTANCE)
+    odd = odd_events()
+    for events in [make_events(40), *([event] for n, event in enumerate(odd) if n != 2 or format == "json")]:
+        found = reader.read(shaper.message(events).body, f"application/{format}", 0)
+
+        assert [json.loads(TO_JSON.line(event)) for event in found] == [
+            json.loads(TO_JSON.line(each)) for each in events
+        ]
 
 
 def test_msgpack_keeps_what_json_cannot_say_and_gives_up_what_it_cannot_say_itself() -> None:
