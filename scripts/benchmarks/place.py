@@ -1,5 +1,6 @@
 """A spool made without clients, and a flusher that empties it."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -80,9 +81,10 @@ class Place:
         before, began = os.times(), time.monotonic()
         with self.flusher("--once") as process:
             try:
-                process.wait(DRAIN_MAX_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(DRAIN_MAX_S)
+            finally:
+                process.kill()  # where it took too long, or the bench is told to end
         took_s, after = time.monotonic() - began, os.times()
         if process.returncode or self.waiting():
             raise RuntimeError(f"the flusher ended with {process.returncode} and left {self.waiting()} segments")
