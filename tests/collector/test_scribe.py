@@ -458,6 +458,7 @@ def test_nobody_who_connects_is_refused_while_the_collector_reloads(tmp_path: Pa
     port, new_port = listener.scribe_port, free_port()
     rebind(listener, f"127.0.0.1:{port}", f"localhost:{port}")
     with listener:
+        wait_until(lambda: len(listener_pids(listener)) == 1, what="the listener is up: its port is open before")
         (before,) = listener_pids(listener)
         answered: list[bytes] = []
         enough = threading.Event()

@@ -3,7 +3,7 @@
 import msgpack
 import pytest
 
-from formats.event import Defaults, Event, Field, FormatError, Granularity, PayloadKind
+from formats.event import Defaults, Event, Field, FormatError, Granularity, PayloadKind, whole
 from formats.event_json import EventJson
 from formats.thrift_body import decode_thrift
 from formats.thrift_stream import encode_frame, read_events
@@ -24,7 +24,7 @@ def test_the_door_reads_typed_events_as_they_were(granularity: Granularity) -> N
     events = [event(PayloadKind.FIELDS, fields, granularity) for fields in (FIELDS, [])]
     stream = b"".join(encode_frame(each, TO_JSON) for each in events)
 
-    for found in (decode_thrift(stream, Defaults(0)).events, [each for each, _ in read_events(stream)]):
+    for found in (whole(decode_thrift(stream, Defaults(0))).events, [each for each, _ in read_events(stream)]):
         assert [(each.name, each.time_ms, each.granularity, each.payload) for each in found] == [
             (each.name, each.time_ms, each.granularity, each.payload) for each in events
         ]
@@ -42,7 +42,7 @@ def test_other_payloads_come_back_as_json_and_are_a_text_to_the_door() -> None:
     found = [each for each, _ in read_events(stream)]
     assert [each.kind for each in found] == [PayloadKind.JSON] * 3
     assert [each.payload for each in found] == [document, b'{"b":"/w==","n":1}', b"{}"]
-    assert decode_thrift(stream, Defaults(0)).events[0].payload == [(1, "string", document.decode())]
+    assert whole(decode_thrift(stream, Defaults(0))).events[0].payload == [(1, "string", document.decode())]
 
 
 def test_a_typed_event_with_one_text_is_not_taken_for_json() -> None:
