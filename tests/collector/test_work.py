@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,10 +14,8 @@ from typing import Any, ClassVar, Self
 
 import pytest
 
-from tests.services.amplitude import API_KEY, FakeAmplitude
 from tests.services.child import start, wait_until
 from tests.services.collector import REPOSITORY, archived_events, to_toml
-from tests.services.google_analytics import MEASUREMENT_ID, SECRET, FakeGoogleAnalytics
 from tests.services.influx import Influx
 from tests.services.mongo import Mongo
 from tests.services.queues import event_body, exists, is_empty, new_queue, publish, wait_for_consumers
@@ -160,40 +157,6 @@ def test_what_clowder_publishes_is_stored_as_its_debug_worker_stores_it(
         assert worker.stop() == 0
 
     assert [each["message"] for each in messages.find({}, {"_id": 0, "message": 1})] == [sent.decode()]
-
-
-@pytest.mark.server
-@pytest.mark.slow
-def test_amplitude_and_google_analytics_are_fed_from_queues_too(rabbit: Rabbit, queue: str, tmp_path: Path) -> None:
-    other = new_queue(rabbit)
-    now_ms = time.time_ns() // 1_000_000
-    who = {"user_id": "anna-0001", "device_id": "device-0001", "client_id": "1.2"}
-    bodies = [json.dumps(json.loads(event_body(n, **who)) | {"eventDate": now_ms}).encode() for n in range(60)]
-    for each in (queue, other):
-        publish(rabbit, each, bodies)
-    amplitude, analytics = FakeAmplitude(), FakeGoogleAnalytics(lambda: time.time_ns() // 1_000_000)
-    for name, secret in (("key", API_KEY), ("secret", SECRET)):
-        (tmp_path / name).write_text(secret)
-        (tmp_path / name).chmod(0o600)
-    with (
-        RunningWorker(
-            tmp_path, "amplitude", amqp_url=rabbit.url, queue=queue, url=amplitude.http.url,
-            api_key_file=str(tmp_path / "key"),
-        ) as first,
-        RunningWorker(
-            tmp_path, "google-analytics", amqp_url=rabbit.url, queue=other, url=analytics.http.url,
-            api_secret_file=str(tmp_path / "secret"), measurement_id=MEASUREMENT_ID,
-        ) as second,
-    ):  # fmt: skip
-        wait_until(lambda: len(amplitude.events) >= 60, 30, "Amplitude has all")
-        wait_until(lambda: len(analytics.events) >= 60, 30, "Google Analytics has all")
-        assert (first.stop(), second.stop()) == (0, 0)
-    amplitude.close()
-    analytics.close()
-
-    assert len(set(amplitude.ids)) == 60
-    assert is_empty(rabbit, queue)
-    assert is_empty(rabbit, other)
 
 
 def counted(influx: Influx, bucket: str) -> int:
