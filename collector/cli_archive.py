@@ -34,7 +34,8 @@ def forwarder_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--forwarder", help="The archive of this forwarder  [default: of each].")(command)
 
 
-def _choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--forwarder``, and which events: ``--event``, ``--since``, ``--until``."""
     for option in (
         forwarder_option,
         click.option("--event", "patterns", metavar="PATTERN", multiple=True, help="Only events of these names."),
@@ -46,7 +47,7 @@ def _choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @archive.command()
-@_choice_options
+@choice_options
 @click.option("--format", "target", type=click.Choice(["parquet", "jsonl"]), help="What to make  [default: as set].")
 @click.option("--after", "after_s", type=click.FloatRange(min=0), help="Seconds after the end  [default: as set].")
 @dry_run_option
@@ -136,7 +137,7 @@ def _time(text: str | None) -> int | None:
 
 
 @archive.command()
-@_choice_options
+@choice_options
 @json_option
 @settings_option
 def ls(
@@ -173,7 +174,7 @@ def ls(
 
 @archive.command()
 @click.argument("files", nargs=-1, metavar="[FILE]...")
-@_choice_options
+@choice_options
 @click.option("--output", type=click.File("wb", lazy=True), default="-", help="Write there.", show_default=True)
 @settings_option
 def get(
@@ -199,7 +200,7 @@ def get(
 
 
 @archive.command()
-@_choice_options
+@choice_options
 @json_option
 @settings_option
 def verify(

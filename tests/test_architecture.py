@@ -30,7 +30,7 @@ KNOWN_TO = {
     "bson": ["forwarders/bson_document.py", "forwarders/mongodb.py"],
     "click": ["collector/cli*.py"],
     "cryptography": ["spool/cipher.py"],
-    "duckdb": ["forwarders/archive_parquet.py"],
+    "duckdb": ["forwarders/archive_parquet.py", "forwarders/archive_query.py"],
     "falcon": ["collector/app.py", "collector/resources/*.py"],
     "gunicorn": ["collector/http_server.py", "collector/worker.py"],
     "httptools": ["collector/http_parser.py"],
