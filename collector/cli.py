@@ -22,6 +22,7 @@ from collector.cli_keys import keys
 from collector.cli_quarantine import quarantine
 from collector.cli_query import query
 from collector.cli_replay import replay
+from collector.cli_report import report
 from collector.cli_send import send
 from collector.cli_settings import config_option, settings_option
 from collector.cli_spool import spool
@@ -87,7 +88,7 @@ for command in (archive, audit, collection, config, doctor, forwarder, keys, qua
     cli.add_command(command)
 for command in (erase_in_spool, forget):
     spool.add_command(command)
-for command in (query, topology, work):
+for command in (query, report, topology, work):
     cli.add_command(command)
 archive.add_command(erase_in_archive)
 

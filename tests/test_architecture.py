@@ -35,6 +35,7 @@ KNOWN_TO = {
     "gunicorn": ["collector/http_server.py", "collector/worker.py"],
     "httptools": ["collector/http_parser.py"],
     "influxdb_client": ["forwarders/influx_endpoint.py"],
+    "matplotlib": ["collector/report_plot.py"],
     "msgpack": ["formats/envelope.py", "formats/*.py"],
     "msgspec": ["*.py"],
     "obstore": ["forwarders/object_store.py"],
