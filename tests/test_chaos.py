@@ -10,7 +10,7 @@ import pytest
 
 CHAOS = Path(__file__).parents[1] / "scripts" / "chaos"
 SHORT = ["influxdb", "archive-s3", "--events", "5000", "--rate", "1000", "--fault-seconds", "0.3"]
-FULL = ["--events", "1000000", "--rate", "2500", "--fault-seconds", "6"]
+FULL = ["--events", "1000000", "--rate", "2500", "--fault-seconds", "12"]
 
 
 @pytest.mark.server
