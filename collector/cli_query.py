@@ -98,8 +98,8 @@ def _print(found: "Answer") -> None:
 
 
 def _cell(value: object) -> str:
-    """A value for a terminal, which what events hold must not command."""
-    text = "" if value is None else str(value)
+    """A value for a terminal, which what events hold must not command; numbers as long as a person reads them."""
+    text = "" if value is None else f"{value:.12g}" if isinstance(value, float) else str(value)
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
