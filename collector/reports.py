@@ -51,7 +51,7 @@ def percentiles_report(field: str, percents: tuple[float, ...]) -> Report:
     numbers = f"SELECT eventName, try_cast({_value(field)} AS DOUBLE) AS number FROM {_ONCE}"  # noqa: S608
     wanted = [float(each) for each in percents]
     sql = (
-        f"SELECT eventName, count(*) AS events, unnest({wanted}) AS percent, "  # noqa: S608  all ours
+        f"SELECT eventName, count(*) AS events, unnest({wanted}::DOUBLE[]) AS percent, "  # noqa: S608  all ours
         f"unnest(quantile_cont(number, {[each / 100 for each in wanted]}::DOUBLE[])) AS value "
         f"FROM ({numbers}) WHERE isfinite(number) GROUP BY eventName ORDER BY ALL"
     )
