@@ -221,13 +221,19 @@ def test_closing_forgets_what_was_not_committed(writer: SpoolWriter, directory: 
 
 
 def test_a_closed_writer_holds_no_descriptors(directory: SpoolDirectory) -> None:
-    before = os.listdir("/proc/self/fd")
-    writer = SpoolWriter(directory, segment_max_bytes=100)
-    for _ in range(20):
+    def of_the_spool() -> list[str]:
+        links = (Path("/proc/self/fd", each) for each in os.listdir("/proc/self/fd"))
+        return [target for link in links if (target := os.readlink(link) if link.is_symlink() else "").startswith(root)]
+
+    root = f"{directory.path}/"
+    writer = SpoolWriter(directory, segment_max_bytes=1000)
+    for _ in range(25):
         put(writer, b"x" * 100)
+    held = of_the_spool()
     writer.close()
 
-    assert os.listdir("/proc/self/fd") == before
+    assert held
+    assert of_the_spool() == []
 
 
 def test_received_times_never_decrease(writer: SpoolWriter, directory: SpoolDirectory) -> None:
