@@ -69,7 +69,10 @@ class ItemName(NamedTuple):
 
 @dataclass(frozen=True)
 class Description:
-    """The ``.json`` beside an item. Times are ISO 8601, UTC; ``events`` is None where nobody knows."""
+    """The ``.json`` beside an item. Times are ISO 8601, UTC; ``events`` is None where nobody knows.
+
+    ``replay_of``: the item of the same quarantine whose replay was refused.
+    """
 
     reason: str
     error: str = ""
@@ -80,6 +83,7 @@ class Description:
     segment: str = ""
     events: int | None = None
     size: int = 0
+    replay_of: str = ""
 
     def encode(self) -> bytes:
         """One JSON object."""

@@ -1,7 +1,7 @@
 """Which refused events are in quarantine already, so that a repeated batch is not kept twice."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Known(NamedTuple):
-    """In which item an event is, and whether it ``came`` with the segment that was asked about, not with another."""
+    """In which item an event is, and whether it ``came`` as it comes now, which is then a repeat, or in another way."""
 
     item: str
     came: bool
@@ -51,19 +51,25 @@ class KnownEvents:
         if parsed:
             self._names.setdefault(parsed.segment, []).append(name)
 
-    def items_of(self, segment: str, refused: Sequence[RefusedRecord], *, besides: str | None) -> dict[EventKey, Known]:
-        """Which events around ``refused`` are here, while ``segment`` (the name in the queue) is being sent; the item
-        ``besides`` is on its way out."""
+    def items_of(
+        self, account: str, refused: Sequence[RefusedRecord], *, replay_of: str = "", leaves: Callable[[str], bool]
+    ) -> dict[EventKey, Known]:
+        """Which events around ``refused`` are here.
+
+        ``account``: the segment in whose account they are; ``replay_of``: the item of this quarantine that is being
+        replayed, if one is. An item that ``leaves`` holds nothing: two that rested on each other would both go.
+        """
         first = min(record.origin.offset for record in refused)
         last = max(record.origin.offset for record in refused)
-        names = self._names.get(stem_of(segment), [])
+        names = self._names.get(stem_of(account), [])
         found: dict[EventKey, Known] = {}
         for name in list(names):
             parsed = ItemName.parse(name)
-            if name == besides or parsed is None or parsed.last < first or parsed.first > last:
+            if parsed is None or parsed.last < first or parsed.first > last or leaves(name):
                 continue
             described = read_description(self._place / (name + DESCRIPTION_SUFFIX), self._keyring)
-            known = Known(name, described.segment in ("", segment))
+            same_way = described.segment == account and (not replay_of or described.replay_of == replay_of)
+            known = Known(name, same_way or not described.segment)
             try:
                 with SegmentReader(self._place / (name + EVENTS_SUFFIX), self._keyring) as reader:
                     for part in reader.records():

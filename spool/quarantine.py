@@ -5,7 +5,8 @@ An item is two files in ``_quarantine/FORWARDER/`` (refused events) or ``_quaran
     SEGMENT.FIRST-LAST.seg     refused events, as moved records in a sealed segment of their own, so that ids stay;
                                FIRST and LAST are the offsets of the first and the last record they come from
     SEGMENT.START-END.bytes    a range of a segment as it was found; 0-SIZE: the whole file
-    ….json                     reason, error, attempts, first_seen, last_seen, forwarder, segment, events, size
+    ….json                     reason, error, attempts, first_seen, last_seen, forwarder, segment, events, size,
+                               replay_of
 
 In a spool with a key the segments are encrypted like all others, the ``.bytes`` and ``.json`` files are boxes
 (`spool.box`); only a whole file that is no segment is kept as it lies there.
@@ -22,7 +23,9 @@ always is a next one. The item stays here until the queue is finished with the l
 
 Events are known by where they were first accepted. A batch that is repeated after a crash, cut differently or not,
 is refused again and finds its events here. So does one that came another way: by a replay of what another forwarder
-had refused, or of the past. It is here once, and the description's ``segment`` says in whose account (`spool.ledger`).
+had refused. It is here once, and the description's ``segment`` says in whose account (`spool.ledger`), and
+``replay_of`` from which item. Only an item that waits in no queue holds anything: when two that hold the same events
+are replayed together and refused, each of them would be held by the other, and both would go.
 """
 
 import contextlib
@@ -121,16 +124,19 @@ class Quarantine:
     ) -> Kept:
         """Keep events that ``forwarder`` refused while it was given ``segment`` (the name in its queue).
 
-        Events that are here already (a batch repeated after a crash) are not kept twice: their item counts
-        ``attempts`` more. A record of which some events are new (a batch that was cut differently before) is taken
-        apart by ``split``, or else kept whole.
+        Events that are here already (a batch repeated after a crash), in an item that is not being replayed, are not
+        kept twice: their item counts ``attempts`` more. A record of which some events are new (a batch that was cut
+        differently before) is taken apart by ``split``, or else kept whole.
         """
         if not refused:
             return Kept(0)
         place = self._ballast.spend_on(lambda: self._directory.quarantine(forwarder))
         known = self._known.get(forwarder) or self._known.setdefault(forwarder, KnownEvents(place, self._keyring))
         link = item_of_link(segment)
-        found = known.items_of(segment, refused, besides=link[1] if link and link[0] == forwarder else None)
+        replayed = self._description_behind(link) if link else None
+        own = link[1] if link and link[0] == forwarder else ""
+        account = (replayed.segment if own and replayed else "") or segment
+        found = known.items_of(account, refused, replay_of=own, leaves=lambda name: self._is_queued(forwarder, name))
         new: list[RefusedRecord] = []
         repeated: set[str] = set()
         elsewhere = 0
@@ -147,14 +153,16 @@ class Quarantine:
             else:
                 new.append(record)
         said = Description(
-            reason, error=error[:ERROR_MAX_CHARS], attempts=attempts, forwarder=forwarder, segment=segment
+            reason, error[:ERROR_MAX_CHARS], attempts, forwarder=forwarder, segment=account, replay_of=own
         )
         for name in repeated:
             path = place / (name + DESCRIPTION_SUFFIX)
             before = read_description(path, self._keyring)
-            again = replace(said, events=before.events, size=before.size, segment=before.segment or segment)
+            again = replace(said, events=before.events, size=before.size)
+            if before.segment:
+                again = replace(again, segment=before.segment, replay_of=before.replay_of)
             self._describe(path, again, before)
-        return Kept(self._add_item(place, known, new, said, link) if new else 0, elsewhere)
+        return Kept(self._add_item(place, known, segment, new, said, replayed) if new else 0, elsewhere)
 
     def add_damage(self, reader: SegmentReader, damage: Damage) -> bool:
         """Keep a damaged range of a segment that is being read; False when it was kept before."""
@@ -309,29 +317,27 @@ class Quarantine:
         self,
         place: Path,
         known: KnownEvents,
+        segment: str,
         records: Sequence[RefusedRecord],
         said: Description,
-        link: tuple[str, str] | None,
+        replayed: Description | None,
     ) -> int:
         events = sum(record.event_count for record in records)
         key = self._keyring.writing if self._keyring else None
         data = encode_item(records, uuid=uuids.uuid4().bytes, created_ns=self._wall_ns(), key=key)
         offsets = [record.origin.offset for record in records]
-        for name in ItemName(stem_of(said.segment), min(offsets), max(offsets)).variants():
+        for name in ItemName(stem_of(segment), min(offsets), max(offsets)).variants():
             path = place / (name + EVENTS_SUFFIX)
             publish = functools.partial(drafts.publish, self._directory, path, lambda: [data])
             if not path.exists() and not self._is_queued(place.name, name) and self._ballast.spend_on(publish):
                 break
-        before = None
-        if link:
-            owner, replayed = link
-            path_before = self._directory.quarantine_root / owner / (replayed + DESCRIPTION_SUFFIX)
-            before = read_description(path_before, self._keyring)
-            if owner == place.name:  # it stays in the account that it is in
-                said = replace(said, segment=before.segment or said.segment)
-        self._describe_new(path, replace(said, events=events, size=len(data)), before)
+        self._describe_new(path, replace(said, events=events, size=len(data)), replayed)
         known.add(name)
         return events
+
+    def _description_behind(self, link: tuple[str, str]) -> Description:
+        owner, name = link
+        return read_description(self._directory.quarantine_root / owner / (name + DESCRIPTION_SUFFIX), self._keyring)
 
     def _is_queued(self, owner: str, name: str) -> bool:
         """Whether a queue has an item of that name, there still or not: its end will remove what has the name then."""
