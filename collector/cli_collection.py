@@ -12,6 +12,7 @@ from collector.cli_spool import open_spool
 
 if TYPE_CHECKING:
     from collector.settings import Settings
+    from spool.switch import Switch
 
 
 @click.group()
@@ -23,33 +24,43 @@ def collection() -> None:
 
 
 @collection.command()
-@click.option("--reason", default="", help="What clients, health and status are told.")
+@click.option("--reason", default="", help="What clients, health and status are told; without it, what they were told.")
 @dry_run_option
+@json_option
 @settings_option
-def off(settings: "Settings", reason: str, dry_run: bool) -> None:
+def off(settings: "Settings", reason: str, dry_run: bool, as_json: bool) -> None:
     """Answer every event with 503 and Retry-After until `collection on`; what was taken goes on being forwarded."""
-    from spool.switch import Switch
+    from spool.switch import Switch, printable
 
     switch = Switch.collection(open_spool(settings))
     was_off = switch.read() is not None
-    changed = dry_run or switch.turn_off(reason)
-    if was_off:
-        click.echo("collection stays off, for another reason" if changed else "collection is off already")
+    changed = switch.turn_off(reason, dry_run=dry_run)
+    if as_json:
+        _print_json(switch, dry_run=dry_run, changed=changed)
+    elif not changed:
+        click.echo("collection is off already")
+    elif was_off:
+        stays = "would stay off" if dry_run else "stays off"
+        click.echo(f"collection {stays}, for another reason: {printable(reason)}")
     else:
         click.echo("collection would be switched off" if dry_run else "collection is off: every event is answered 503")
 
 
 @collection.command()
 @dry_run_option
+@json_option
 @settings_option
-def on(settings: "Settings", dry_run: bool) -> None:
+def on(settings: "Settings", dry_run: bool, as_json: bool) -> None:
     """Take events again."""
     from spool.switch import Switch
 
     switch = Switch.collection(open_spool(settings))
-    changed = switch.read() is not None if dry_run else switch.turn_on()
+    changed = switch.turn_on(dry_run=dry_run)
     would = "would be switched on" if dry_run else "is on again"
-    click.echo(f"collection {would}" if changed else "collection is on already")
+    if as_json:
+        _print_json(switch, dry_run=dry_run, changed=changed)
+    else:
+        click.echo(f"collection {would}" if changed else "collection is on already")
 
 
 @collection.command()
@@ -60,11 +71,18 @@ def show(settings: "Settings", as_json: bool) -> None:
     from collector.gate import off_sentence
     from spool.switch import Switch
 
-    found = Switch.collection(open_spool(settings)).read()
+    switch = Switch.collection(open_spool(settings))
+    found = switch.read()
     if as_json:
-        click.echo(json.dumps({"on": found is None, **(found._asdict() if found else {})}))
+        _print_json(switch)
     elif found is None:
         click.echo("collection is on")
     else:
         since = f", for {age(time.time() - found.since_ms / 1000)}" if found.since_ms else ""
         click.echo(f"{off_sentence(found)}{since}")
+
+
+def _print_json(switch: "Switch", **done: bool) -> None:
+    """How it is now, behind what the command did."""
+    found = switch.read()
+    click.echo(json.dumps({**done, "on": found is None, **(found._asdict() if found else {})}))

@@ -174,8 +174,6 @@ class Control:
 def _turn(switch: Switch, *, on: bool, reason: str, dry_run: bool) -> bool:
     """Turn a switch, or say whether that would change anything."""
     try:
-        if dry_run:
-            return (switch.read() is None) != on
-        return switch.turn_on() if on else switch.turn_off(reason)
+        return switch.turn_on(dry_run=dry_run) if on else switch.turn_off(reason, dry_run=dry_run)
     except (OSError, SpoolError) as exc:
         raise ControlError(500, f"{switch.path}: cannot be switched: {exc}") from exc

@@ -53,8 +53,10 @@ class Gate:
         except OSError:
             return  # as it was: the watermark says what is wrong with the disk
         refusal = Refusal("collection_off", off_sentence(off)) if off else None
-        if (refusal is None) != (self._off is None):
-            if off:
+        if refusal != self._off:
+            if off and self._off:
+                log.warning("collection stays switched off, for another reason", extra={"reason": off.reason})
+            elif off:
                 log.warning("collection is switched off", extra={"reason": off.reason})
             else:
                 log.info("collection is switched on")

@@ -66,19 +66,26 @@ class Switch:
             return SwitchedOff(printable(str(found["reason"])), int(found["since_ms"]))
         return SwitchedOff("", 0)
 
-    def turn_off(self, reason: str) -> bool:
-        """Switch off, or give another reason; False when it was off for that reason. Survives a power cut."""
+    def turn_off(self, reason: str, *, dry_run: bool = False) -> bool:
+        """Switch off, or give another reason; False when it was off for that reason. Survives a power cut.
+
+        Without a reason, what is off stays off for the one it has.
+        """
         before = self.read()
         reason = printable(reason)
-        if before and before.reason == reason:
+        if before and reason in ("", before.reason):
             return False
+        if dry_run:
+            return True
         since_ms = before.since_ms if before and before.since_ms else self._wall_ns() // 1_000_000
         data = json.dumps({"reason": reason, "since_ms": since_ms}).encode() + b"\n"
         Ballast(self._directory).spend_on(lambda: drafts.replace(self._directory, self.path, data))
         return True
 
-    def turn_on(self) -> bool:
+    def turn_on(self, *, dry_run: bool = False) -> bool:
         """Switch on; False when it was. Needs no room on the disk."""
+        if dry_run:
+            return self.read() is not None
         try:
             self.path.unlink()
         except FileNotFoundError:

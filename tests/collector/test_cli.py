@@ -456,6 +456,40 @@ def test_what_would_be_given_up_is_asked_about_also_where_nobody_can_answer(run:
     assert len(Quarantine(spool).items()) == 1
 
 
+# collection
+
+
+def test_collection_off_again_keeps_the_reason_or_says_that_it_is_another(run: Run, spool: SpoolDirectory) -> None:
+    already = "collection is off already\n"
+    for options, said, reason in [
+        (("--reason", "A", "--dry-run"), "collection would be switched off\n", None),
+        (("--reason", "A"), "collection is off: every event is answered 503\n", "A"),
+        ((), already, "A"),
+        (("--reason", "A"), already, "A"),
+        (("--reason", "B", "--dry-run"), "collection would stay off, for another reason: B\n", "A"),
+        (("--reason", "B"), "collection stays off, for another reason: B\n", "B"),
+        (("--dry-run",), already, "B"),
+    ]:
+        result = run("collection", "off", *options)
+        assert (result.exit_code, result.stdout) == (0, said)
+        assert json.loads(run("collection", "show", "--json").stdout).get("reason") == reason
+
+
+def test_collection_off_and_on_say_as_json_what_they_did_and_how_it_is_then(run: Run, spool: SpoolDirectory) -> None:
+    for command, said in [
+        ("off --dry-run", {"dry_run": True, "changed": True, "on": True}),
+        ("off --reason A", {"dry_run": False, "changed": True, "on": False, "reason": "A"}),
+        ("off", {"dry_run": False, "changed": False, "on": False, "reason": "A"}),
+        ("on --dry-run", {"dry_run": True, "changed": True, "on": False, "reason": "A"}),
+        ("on", {"dry_run": False, "changed": True, "on": True}),
+        ("on", {"dry_run": False, "changed": False, "on": True}),
+    ]:
+        result = run("collection", *command.split(), "--json")
+        found = json.loads(result.stdout)
+        assert (result.exit_code, found.pop("since_ms", 0) > 0) == (0, not said["on"])
+        assert found == said
+
+
 # flush, send, status
 
 

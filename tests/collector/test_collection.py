@@ -46,11 +46,18 @@ def test_the_gate_looks_ten_times_a_second_and_logs_each_change_once(
     for _ in range(3):
         now[0] += 0.125
         assert gate.refusal() == ("collection_off", "collection is switched off: moving house")
+    switch.turn_off("the house burns")
+    now[0] += 0.125
+    assert gate.refusal() == ("collection_off", "collection is switched off: the house burns")
     switch.turn_on()
     assert gate.refusal() is not None
     now[0] += 0.125
     assert gate.refusal() is None
-    assert [each.message for each in caplog.records] == ["collection is switched off", "collection is switched on"]
+    assert [each.message for each in caplog.records] == [
+        "collection is switched off",
+        "collection stays switched off, for another reason",
+        "collection is switched on",
+    ]
 
 
 @pytest.mark.server

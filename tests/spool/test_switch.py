@@ -23,7 +23,10 @@ def test_a_switch_keeps_its_reason_and_since_when_until_it_is_turned_on(director
     assert first is not None
     assert first.reason.startswith("the disk is moved x")
     assert (len(first.reason), first.since_ms) == (200, 5)
-    assert switch.turn_off(first.reason) is False
+    assert [switch.turn_off(reason) for reason in (first.reason, "", " ")] == [False, False, False]
+    assert switch.turn_off("other", dry_run=True) is True
+    assert switch.turn_on(dry_run=True) is True
+    assert switch.read() == first
     assert Switch(directory, switch.path, wall_ns=lambda: 9_000_000).turn_off("other") is True
     assert switch.read() == ("other", 5)
     assert switch.turn_on() is True
