@@ -32,7 +32,9 @@ def quarantine() -> None:
 @settings_option
 def ls(settings: "Settings", owner: str | None, as_json: bool) -> None:
     """List the items: all, or those of one forwarder, or of spool (damage)."""
-    items = _quarantine(settings).items(owner)
+    place = _quarantine(settings)
+    _check_owner(settings, place, owner)
+    items = place.items(owner)
     if as_json:
         click.echo(json.dumps([_as_json(each) for each in items]))
         return
@@ -53,16 +55,18 @@ def ls(settings: "Settings", owner: str | None, as_json: bool) -> None:
 
 @quarantine.command()
 @click.argument("item")
+@click.option("--owner", help="The one of this forwarder, or of spool.")
 @click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="Print this many events.")
 @json_option
 @settings_option
-def show(settings: "Settings", item: str, limit: int, as_json: bool) -> None:
+def show(settings: "Settings", item: str, owner: str | None, limit: int, as_json: bool) -> None:
     """Say why an item is here, and print its events as JSON lines."""
     from collector.spool_view import decode_records
     from spool.quarantine import QuarantineError
 
     place = _quarantine(settings)
-    found = _one(place, item)
+    _check_owner(settings, place, owner)
+    found = _one(place, item, owner)
     if as_json:
         click.echo(json.dumps(_as_json(found), indent=2))
         return
@@ -85,7 +89,7 @@ def selection(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.argument("items", nargs=-1, metavar="[ITEM]..."),
         click.option("--all", "everything", is_flag=True, help="All items."),
-        click.option("--owner", help="Only those of this forwarder."),
+        click.option("--owner", help="Only those of this forwarder, or of spool."),
         click.option("--limit", type=click.IntRange(min=1), help="Stop after this many items."),
     ):
         command = option(command)
@@ -103,8 +107,10 @@ def replay(settings: "Settings", to: str | None, dry_run: bool, as_json: bool, *
     from spool.quarantine import QuarantineError
 
     place = _quarantine(settings)
+    _check_known(to, _forwarders(settings))
+    items = _chosen(settings, place, **chosen)
     queued = failed = 0
-    for each in progress(_chosen(place, **chosen), "queueing"):
+    for each in progress(items, "queueing"):
         if each.kind == "bytes" and chosen["everything"]:
             continue
         try:
@@ -129,7 +135,7 @@ def replay(settings: "Settings", to: str | None, dry_run: bool, as_json: bool, *
 def drop(settings: "Settings", yes: bool, dry_run: bool, as_json: bool, **chosen: Any) -> None:
     """Delete items for good, also those that are queued again; their events count as dropped by a person."""
     place = _quarantine(settings)
-    items = _chosen(place, **chosen)
+    items = _chosen(settings, place, **chosen)
     events = sum(each.description.events or 0 for each in items)
     if items and not (yes or dry_run):
         click.confirm(f"Delete {len(items)} items with {events} events for good?", abort=True, err=True)
@@ -148,26 +154,30 @@ def drop(settings: "Settings", yes: bool, dry_run: bool, as_json: bool, **chosen
 @json_option
 @settings_option
 def export(settings: "Settings", directory: Path, dry_run: bool, as_json: bool, **chosen: Any) -> None:
-    """Copy items, and the reasons why they are here, into DIRECTORY, decrypted. They stay in quarantine.
+    """Copy items, and the reasons why they are here, into DIRECTORY/OWNER, decrypted. They stay in quarantine.
 
-    Those that are in DIRECTORY already are left out.
+    Those that are there already are left out; where another file has the name of one, it fails.
     """
     from spool.quarantine import QuarantineError
 
     place = _quarantine(settings)
-    items = _chosen(place, **chosen)
-    wanted = [each for each in items if not (directory / each.description_path.name).exists()]
-    for each in [] if dry_run else progress(wanted, "copying"):
+    copied = there = failed = 0
+    for each in progress(_chosen(settings, place, **chosen), "copying"):
         try:
-            place.export(each, directory)
-        except QuarantineError as exc:
-            raise Failed(str(exc)) from exc
-    there = len(items) - len(wanted)
+            if place.export(each, directory, dry_run=dry_run):
+                copied += 1
+            else:
+                there += 1
+        except (QuarantineError, OSError) as exc:
+            failed += 1
+            click.echo(str(exc), err=True)
     if as_json:
-        click.echo(json.dumps({"dry_run": dry_run, "copied": len(wanted), "there": there}))
+        click.echo(json.dumps({"dry_run": dry_run, "copied": copied, "there": there, "failed": failed}))
     else:
         before = f", {there} are there already" if there else ""
-        click.echo(f"{len(wanted)} items {'would be ' if dry_run else ''}copied to {directory}{before}")
+        click.echo(f"{copied} items {'would be ' if dry_run else ''}copied to {directory}{before}")
+    if failed:
+        sys.exit(1)
 
 
 def _quarantine(settings: "Settings") -> "Quarantine":
@@ -177,12 +187,36 @@ def _quarantine(settings: "Settings") -> "Quarantine":
 
 
 def _chosen(
-    place: "Quarantine", *, items: tuple[str, ...], everything: bool, owner: str | None, limit: int | None
+    settings: "Settings",
+    place: "Quarantine",
+    *,
+    items: tuple[str, ...],
+    everything: bool,
+    owner: str | None,
+    limit: int | None,
 ) -> list["Item"]:
+    _check_owner(settings, place, owner)
     if bool(items) == everything:
         raise click.UsageError("name the items (collector quarantine ls), or give --all")
     found = place.items(owner) if everything else [_one(place, each, owner) for each in items]
     return found[:limit]
+
+
+def _check_owner(settings: "Settings", place: "Quarantine", owner: str | None) -> None:
+    """A slip of the pen must not look like an empty quarantine."""
+    from spool.quarantine import DAMAGE_OWNER
+
+    _check_known(owner, {DAMAGE_OWNER, *place.owners(), *_forwarders(settings)})
+
+
+def _check_known(name: str | None, known: set[str]) -> None:
+    if name is not None and name not in known:
+        raise click.UsageError(f"{name}: no such forwarder; there are {', '.join(sorted(known)) or 'none'}")
+
+
+def _forwarders(settings: "Settings") -> set[str]:
+    """Those of the settings, and those that were and still have a queue."""
+    return {*(each.name for each in settings.forwarders), *open_spool(settings).queues()}
 
 
 def _one(place: "Quarantine", text: str, owner: str | None = None) -> "Item":
@@ -192,10 +226,14 @@ def _one(place: "Quarantine", text: str, owner: str | None = None) -> "Item":
         for each in place.items(owner)
         if each.name.startswith(text) or each.name.partition("Z-")[2].startswith(text)
     ]
-    exact = [each for each in hits if each.name == text]
-    if len(exact or hits) == 1:
-        return (exact or hits)[0]
-    raise Failed(f"{text}: {len(hits)} items of that name" if hits else f"{text}: no such item in quarantine")
+    hits = [each for each in hits if each.name == text] or hits
+    if len(hits) == 1:
+        return hits[0]
+    if not hits:
+        raise Failed(f"{text}: no such item in quarantine")
+    owners = sorted({each.owner for each in hits})
+    which = f"choose with --owner: {', '.join(owners)}" if len(owners) > 1 else "give more of the name"
+    raise Failed(f"{text}: {len(hits)} items of that name; {which}")
 
 
 def _why(item: "Item") -> str:

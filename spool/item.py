@@ -37,6 +37,10 @@ EventKey = tuple[bytes, int, int]
 """Which event: segment uuid, record offset and index of where it was first accepted."""
 
 
+class QuarantineError(Exception):
+    """An item cannot be used as asked; the text says why."""
+
+
 class RefusedRecord(NamedTuple):
     """Refused events of one record. ``payload`` holds just them; ``origin`` says which they are."""
 

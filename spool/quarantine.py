@@ -30,7 +30,6 @@ are replayed together and refused, each of them would be held by the other, and 
 
 import contextlib
 import functools
-import hashlib
 import logging
 import os
 import time
@@ -43,6 +42,7 @@ from typing import Final, NamedTuple
 from spool import box, drafts
 from spool.ballast import Ballast
 from spool.directory import SpoolDirectory, fsync_directory
+from spool.export import export_item, same_bytes
 from spool.item import (
     BYTES_SUFFIX,
     DESCRIPTION_SUFFIX,
@@ -51,9 +51,9 @@ from spool.item import (
     Description,
     Item,
     ItemName,
+    QuarantineError,
     RefusedRecord,
     encode_item,
-    entry_of,
     event_keys,
     item_of_link,
     items_in,
@@ -68,17 +68,12 @@ from spool.ledger import Ledger
 from spool.outcome import Outcome
 from spool.reader import Damage, Record, SegmentReader, SegmentUnreadable
 from spool.seal import read_seal
-from spool.segment import encode_segment
 
 __all__ = ["Item", "Kept", "Quarantine", "QuarantineError", "RefusedRecord"]
 
 log = logging.getLogger(__name__)
 
 DAMAGE_OWNER: Final = "spool"
-
-
-class QuarantineError(Exception):
-    """An item cannot be used as asked; the text says why."""
 
 
 class Kept(NamedTuple):
@@ -195,6 +190,11 @@ class Quarantine:
             lambda target: drafts.link(path, target),
         )
 
+    def owners(self) -> list[str]:
+        """Whose items are here, or were: forwarders, and ``spool`` for damage."""
+        with os.scandir(self._directory.quarantine_root) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+
     def items(self, owner: str | None = None) -> list[Item]:
         """All items, or those of one owner, by name."""
         queued: dict[str, list[str]] = {}
@@ -202,13 +202,11 @@ class Quarantine:
             for link in os.listdir(self._directory.queue_root / forwarder):
                 if item_of_link(link):
                     queued.setdefault(link, []).append(forwarder)
-        with os.scandir(self._directory.quarantine_root) as entries:
-            places = sorted((entry.name, entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
         return [
             replace(item, queued=tuple(queued.get(item.link, ())))
-            for name, path in places
+            for name in self.owners()
             if owner in (None, name)
-            for item in items_in(Path(path), name, self._keyring)
+            for item in items_in(self._directory.quarantine_root / name, name, self._keyring)
         ]
 
     def contents(self, item: Item) -> list[Record | Damage]:
@@ -257,25 +255,12 @@ class Quarantine:
             ledger.add(uuid, item.owner, 0, Outcome(quarantined=-events, dropped=events))
             ledger.close()
 
-    def export(self, item: Item, to: Path) -> list[Path]:
-        """Copy the two files of an item into a directory outside, decrypted; the description last.
+    def export(self, item: Item, to: Path, *, dry_run: bool = False) -> bool:
+        """Copy an item, decrypted, into its owner's directory in ``to``: see `spool.export`. False when it is there.
 
-        Errors: QuarantineError; OSError (also when they exist there). Of an item that failed nothing is left there.
+        Errors: QuarantineError, also when another file has the name; OSError.
         """
-        data, description = to / item.path.name, to / item.description_path.name
-        with data.open("xb") as target, contextlib.ExitStack() as undo:
-            undo.callback(data.unlink)
-            try:
-                target.writelines(self._clear(item))
-                target.flush()
-            except (KeyMissing, box.BoxDamaged) as exc:
-                raise QuarantineError(f"{item.name}: {exc}") from exc
-            with description.open("xb") as text:
-                undo.callback(description.unlink)
-                text.write(item.description.encode())
-                text.flush()
-            undo.pop_all()
-        return [data, description]
+        return export_item(item, to, self._keyring, dry_run=dry_run)
 
     def replayed(self, link: str) -> bool:
         """Remove the item behind a queue's link, its events being delivered or refused anew; for `Queue.finish`.
@@ -300,18 +285,6 @@ class Quarantine:
             raise QuarantineError(f"{item.name}: {exc}; export it to look at the bytes") from exc
         except FileNotFoundError as exc:
             raise QuarantineError(f"{item.name}: is not in quarantine any more") from exc
-
-    def _clear(self, item: Item) -> Iterator[bytes]:
-        """The bytes of an item as they would be in a spool without a key. Errors: KeyMissing, BoxDamaged."""
-        if item.kind == "events":
-            with contextlib.suppress(SegmentUnreadable), SegmentReader(item.path, self._keyring) as reader:
-                if reader.header.flags:
-                    yield encode_segment(
-                        [entry_of(each) for each in reader.records() if isinstance(each, Record)],
-                        uuid=reader.header.uuid, created_ns=reader.header.created_ns, key=None,
-                    )  # fmt: skip
-                    return
-        yield from box.read(item.path, self._keyring)
 
     def _add_item(
         self,
@@ -366,7 +339,7 @@ class Quarantine:
     def _holds(self, path: Path, chunks: Iterable[bytes]) -> bool:
         """Whether an item has these bytes. One that cannot be decrypted has others: then they are kept once more."""
         try:
-            return _same_bytes(box.read(path, self._keyring), chunks)
+            return same_bytes(box.read(path, self._keyring), chunks)
         except (KeyMissing, box.BoxDamaged):
             return False
 
@@ -388,16 +361,6 @@ class Quarantine:
         ).encode()
         sealed = b"".join(box.seal([text], self._keyring))
         self._ballast.spend_on(lambda: drafts.replace(self._directory, path, sealed))
-
-
-def _same_bytes(one: Iterable[bytes], other: Iterable[bytes]) -> bool:
-    def digest(chunks: Iterable[bytes]) -> bytes:
-        total = hashlib.sha256()
-        for chunk in chunks:
-            total.update(chunk)
-        return total.digest()
-
-    return digest(one) == digest(other)
 
 
 def _remove(path: Path) -> bool:

@@ -27,6 +27,7 @@ from spool.directory import SpoolDirectory
 from spool.key_file import add_key
 from spool.quarantine import Quarantine, RefusedRecord
 from spool.queue import distribute, start_queue
+from spool.reader import Record
 from spool.record import Origin
 from spool.writer import SpoolWriter
 
@@ -360,7 +361,7 @@ def test_quarantine_ls_and_show_say_what_is_there_and_why(run: Run, spool: Spool
 
     assert (listed["item"], listed["owner"], listed["reason"], listed["events"]) == (item, "archive", "too large", 1)
     assert re.search(f"{item} .* too large: 413\n", run("quarantine", "ls").stdout)
-    assert run("quarantine", "ls", "rabbitmq").stdout == "nothing\n"
+    assert run("quarantine", "ls", "spool").stdout == "nothing\n"
     assert "reason:      too large" in shown.stdout
     assert json.loads(shown.stdout.splitlines()[-1])["eventName"] == "big"
 
@@ -398,8 +399,8 @@ def test_quarantine_replay_of_what_cannot_be_is_1(run: Run, spool: SpoolDirector
 
     unknown = run("quarantine", "replay", item, "--to", "nobody")
 
-    assert (unknown.exit_code, unknown.stdout) == (1, "0 items queued again\n")
-    assert "nobody" in unknown.stderr
+    assert (unknown.exit_code, unknown.stdout) == (2, "")
+    assert "nobody: no such forwarder; there are archive\n" in unknown.stderr
     assert run("quarantine", "replay", "no-such-item").exit_code == 1
 
 
@@ -419,13 +420,61 @@ def test_quarantine_export_copies_the_bytes_and_the_reason(run: Run, spool: Spoo
     result = run("quarantine", "export", item, tmp_path / "out")
 
     assert result.stdout == f"1 items copied to {tmp_path}/out\n"
-    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".json", ".seg"]
+    copies = tmp_path / "out" / "archive"
+    assert sorted(path.suffix for path in copies.iterdir()) == [".json", ".seg"]
     assert len(Quarantine(spool).items()) == 1
     again = run("quarantine", "export", item, tmp_path / "out")
     assert again.stdout == f"0 items copied to {tmp_path}/out, 1 are there already\n"
-    (tmp_path / "out" / f"{item}.json").unlink()
-    half = run("quarantine", "export", item, tmp_path / "out")
-    assert (half.exit_code, "File exists" in half.stderr) == (1, True)
+    (copies / f"{item}.seg").write_text("something else")
+    for options in ((), ("--dry-run",)):
+        other = run("quarantine", "export", "--all", tmp_path / "out", "--json", *options)
+        assert (other.exit_code, f"{item}.seg: is there, and is not" in other.stderr) == (1, True)
+        assert {**json.loads(other.stdout), "dry_run": None} == {"dry_run": None, "copied": 0, "there": 0, "failed": 1}
+
+
+def test_items_of_one_name_are_told_apart_by_their_owners(run: Run, spool: SpoolDirectory, tmp_path: Path) -> None:
+    item = refuse(spool, "big")
+    (record,) = (each for each in Quarantine(spool).contents(Quarantine(spool).items()[0]) if isinstance(each, Record))
+    assert record.origin
+    again = RefusedRecord(record.origin, record.payload, 1, time.time_ns())
+    Quarantine(spool).add_events("retired", f"{item.partition('.64')[0]}.seg", [again], reason="too odd")
+    assert [each.name for each in Quarantine(spool).items()] == [item, item]
+
+    for command in (("show",), ("replay",), ("drop", "--yes"), ("export", tmp_path)):
+        both = run("quarantine", command[0], item, *command[1:])
+        assert (both.exit_code, both.stdout) == (1, "")
+        assert both.stderr == f"{item}: 2 items of that name; choose with --owner: archive, retired\n"
+    shown = json.loads(run("quarantine", "show", item, "--owner", "retired", "--json").stdout)
+    assert (shown["owner"], shown["reason"]) == ("retired", "too odd")
+
+    one = run("quarantine", "export", "--all", tmp_path, "--owner", "retired")
+    assert (one.exit_code, one.stdout) == (0, f"1 items copied to {tmp_path}\n")
+    both = run("quarantine", "export", "--all", tmp_path)
+    assert (both.exit_code, both.stdout) == (0, f"1 items copied to {tmp_path}, 1 are there already\n")
+    assert run("quarantine", "drop", item, "--owner", "archive", "--yes").exit_code == 0
+    assert [each.owner for each in Quarantine(spool).items()] == ["retired"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ls nosuch",
+        "show x --owner nosuch",
+        "replay --all --owner nosuch",
+        "drop --all --yes --owner nosuch",
+        "export --all . --owner nosuch",
+        "replay --all --to nosuch",
+        "replay --all --to spool",
+    ],
+)
+def test_a_forwarder_that_nothing_knows_is_wrong_usage_in_an_empty_quarantine_too(
+    run: Run, spool: SpoolDirectory, command: str
+) -> None:
+    result = run("quarantine", *command.split())
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{command.split()[-1]}: no such forwarder; there are archive" in result.stderr
+    assert [run("quarantine", "ls", owner).exit_code for owner in ("archive", "spool")] == [0, 0]
 
 
 def test_a_dry_run_says_what_would_become_of_quarantine_and_changes_nothing(
@@ -439,13 +488,13 @@ def test_a_dry_run_says_what_would_become_of_quarantine_and_changes_nothing(
         (("drop", "--all"), "1 items would be deleted, 1 events with them\n"),
         (("drop", item, "--json"), '{"dry_run": true, "items": 1, "events": 1}\n'),
         (("export", item, tmp_path), f"1 items would be copied to {tmp_path}\n"),
-        (("export", item, tmp_path, "--json"), '{"dry_run": true, "copied": 1, "there": 0}\n'),
+        (("export", item, tmp_path, "--json"), '{"dry_run": true, "copied": 1, "there": 0, "failed": 0}\n'),
     ]:
         result = run("quarantine", *command, "--dry-run")
         assert (result.exit_code, result.stdout) == (0, said)
-    assert run("quarantine", "replay", item, "--to", "nobody", "--dry-run").exit_code == 1
+    assert run("quarantine", "replay", item, "--to", "nobody", "--dry-run").exit_code == 2
     assert [each.queued for each in Quarantine(spool).items()] == [()]
-    assert list(tmp_path.glob("*.seg")) == []
+    assert list(tmp_path.glob("**/*.seg")) == list(spool.quarantine_root.glob("**/*.seg"))
 
 
 def test_what_would_be_given_up_is_asked_about_also_where_nobody_can_answer(run: Run, spool: SpoolDirectory) -> None:

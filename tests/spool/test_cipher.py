@@ -203,9 +203,11 @@ def test_quarantine_is_encrypted_and_with_the_key_can_be_shown_replayed_and_expo
     assert kept.replay(events)
     kept.export(events, tmp_path)
     kept.export(damage, tmp_path)
-    assert (tmp_path / damage.path.name).read_bytes() == LONG
-    assert read(tmp_path / events.path.name, None) == [SECRET]
-    assert b"anna@" in (tmp_path / events.description_path.name).read_bytes()
+    assert (tmp_path / "spool" / damage.path.name).read_bytes() == LONG
+    assert read(tmp_path / "archive" / events.path.name, None) == [SECRET]
+    assert not kept.export(damage, tmp_path)
+    assert not kept.export(events, tmp_path)
+    assert b"anna@" in (tmp_path / "archive" / events.description_path.name).read_bytes()
 
     locked = Quarantine(with_keys(directory, None))
     assert "the key first" in locked.items()[0].description.reason
@@ -233,7 +235,7 @@ def test_a_box_that_was_changed_says_so(directory: SpoolDirectory, tmp_path: Pat
             kept.export(item, tmp_path)
     item.path.write_bytes(whole)
     kept.export(item, tmp_path)
-    assert (tmp_path / item.path.name).read_bytes() == b"x" * 3_000_000
+    assert (tmp_path / "spool" / item.path.name).read_bytes() == b"x" * 3_000_000
 
 
 @pytest.mark.parametrize(

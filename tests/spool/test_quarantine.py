@@ -260,18 +260,41 @@ def test_foreign_files_in_quarantine_are_no_items(directory: SpoolDirectory, qua
     assert quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused").new == 1
 
 
-def test_an_item_can_be_exported_once_per_place(quarantine: Quarantine, tmp_path: Path) -> None:
+def test_an_item_is_exported_once_per_place_whoever_else_has_one_of_its_name(
+    quarantine: Quarantine, tmp_path: Path
+) -> None:
+    for owner in ("influxdb", "mongodb"):
+        quarantine.add_events(owner, SEGMENT, refused(3), reason="refused")
+    items = quarantine.items()
+
+    assert [quarantine.export(each, tmp_path, dry_run=True) for each in items] == [True, True]
+    assert list(tmp_path.glob("influxdb")) == []
+    assert [quarantine.export(each, tmp_path) for each in items] == [True, True]
+    for each in items:
+        assert (tmp_path / each.owner / each.path.name).read_bytes() == each.path.read_bytes()
+        description = json.loads((tmp_path / each.owner / each.description_path.name).read_text())
+        assert (description["reason"], description["forwarder"]) == ("refused", each.owner)
+    quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused", error="once more")  # one attempt more
+    assert [quarantine.export(each, tmp_path) for each in quarantine.items()] == [False, False]
+
+
+def test_another_file_of_an_items_name_is_never_taken_for_its_copy(quarantine: Quarantine, tmp_path: Path) -> None:
     quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused")
     (item,) = quarantine.items()
-    out = tmp_path / "out"
-    out.mkdir()
+    quarantine.export(item, tmp_path)
+    copies = [tmp_path / "influxdb" / path.name for path in (item.path, item.description_path)]
 
-    data, description = quarantine.export(item, out)
-
-    assert data.read_bytes() == item.path.read_bytes()
-    assert json.loads(description.read_text())["reason"] == "refused"
-    with pytest.raises(FileExistsError):
-        quarantine.export(item, out)
+    for copy in copies:
+        before = copy.read_bytes()
+        for other in (b"", before[:-2], before.replace(b"3", b"4")):
+            copy.write_bytes(other)
+            for dry_run in (True, False):
+                with pytest.raises(QuarantineError, match="is there, and"):
+                    quarantine.export(item, tmp_path, dry_run=dry_run)
+            assert copy.read_bytes() == other
+        copy.unlink()
+        assert quarantine.export(item, tmp_path)  # what was missing
+        assert copy.read_bytes() == before
 
 
 # Replay
