@@ -154,7 +154,7 @@ class Connection(asyncio.Protocol):
                 self._unfed.insert(0, view)
                 break
             whole = data if fresh and not requests and len(view) <= SLICE_BYTES else None
-            requests = self._feed_slice(view[:SLICE_BYTES], whole)
+            requests += self._feed_slice(view[:SLICE_BYTES], whole)
             view = view[SLICE_BYTES:]
             if view and requests > MANY_REQUESTS:
                 self._unfed.insert(0, view)

@@ -13,6 +13,8 @@ except ImportError:  # comes with the archive extra
 _GZIP, _ZLIB, _RAW = 31, 15, -15
 #: zstd makes at most 128 KiB of 4 bytes, and hands out all that a piece of input makes at once.
 _ZSTD_PIECE = 512
+#: Each undoes up to the allowed size, and 20 kB can be wrapped in thousands of them.
+_CODINGS_MAX = 2
 
 
 class TooLarge(ValueError):
@@ -28,14 +30,14 @@ def decode_body(body: bytes, encoding: str, max_bytes: int) -> bytes:
 
     Shape:  ``encoding`` is the header's value: ``gzip``, ``x-gzip``, ``deflate`` (with or without the zlib
             wrapper), ``zstd`` or ``identity``; a list is undone from the right.
-    Errors: UnknownEncoding; TooLarge as soon as more than ``max_bytes`` come out; FormatError when the
-            stream is broken, cut short, or followed by anything (a second gzip member included).
+    Errors: UnknownEncoding, also for a list of more than two; TooLarge as soon as more than ``max_bytes`` come out;
+            FormatError when the stream is broken, cut short, or followed by anything (a second gzip member included).
     Source: RFC 9110 section 8.4, RFC 8878.
     """
-    for coding in reversed(encoding.lower().split(",")):
-        name = coding.strip()
-        if name in ("", "identity"):
-            continue
+    codings = [name for coding in encoding.lower().split(",") if (name := coding.strip()) not in ("", "identity")]
+    if len(codings) > _CODINGS_MAX:
+        raise UnknownEncoding(f"{len(codings)} codings")
+    for name in reversed(codings):
         if name not in _DECODERS:
             raise UnknownEncoding(name)
         body = _DECODERS[name](body, max_bytes)

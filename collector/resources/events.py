@@ -164,7 +164,9 @@ class EventsResource:
             too_large = f"the body is larger than {self._max_body_bytes} bytes"
             raise refused(falcon.HTTP_413, too_large, [("Connection", "close")]) from exc
         except UnknownEncoding as exc:
-            raise refused(falcon.HTTP_415, "the Content-Encoding is none of gzip, deflate, zstd") from exc
+            raise refused(
+                falcon.HTTP_415, "the Content-Encoding is none of gzip, deflate, zstd, or has more than two of them"
+            ) from exc
         except BodyError as exc:
             raise FormatError(str(exc)) from exc
 

@@ -97,6 +97,16 @@ def test_after_repeated_requests_another_header_block_is_read_too(server: Server
     assert ("HTTP_X_A" in seen, seen["HTTP_X_B"]) == (False, "2")
 
 
+def test_a_request_is_never_taken_for_the_one_that_came_behind_it_in_one_write(server: Server) -> None:
+    small, large = post(b"x", "/environ", "X-A: 1"), post(b"y" * 50_000, "/environ", "X-B: 2")
+    with server.client() as client:
+        client.ask(get("/environ"))
+        client.send(small + large)
+        seen = [environ_of(client.reply()), environ_of(client.reply()), environ_of(client.ask(small))]
+
+    assert [("HTTP_X_A" in each, "HTTP_X_B" in each) for each in seen] == [(True, False), (False, True), (True, False)]
+
+
 def test_connection_close_closes_after_the_reply(server: Server) -> None:
     with server.client() as client:
         reply = client.ask(get("/environ", "Connection: close"))

@@ -64,6 +64,11 @@ def test_an_unknown_encoding_is_named() -> None:
         decode_body(BODY, "gzip, br", 100_000)
 
 
+def test_a_list_of_many_encodings_is_refused_before_any_is_undone() -> None:
+    with pytest.raises(UnknownEncoding, match="3 codings"):
+        decode_body(b"not even compressed", "gzip, identity, deflate, gzip", 10_000)
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
 def test_a_bomb_of_256_MiB_never_takes_the_memory_of_more_than_a_few_limits(encoding: str) -> None:
     limit = 4 << 20
