@@ -21,6 +21,7 @@ from formats.event_json import EventJson
 from forwarders.bson_document import document
 from forwarders.influxdb import POINTS_PER_REQUEST
 from forwarders.line_protocol import LineShaper
+from forwarders.tag_guard import TagGuard
 
 IN_FLIGHT = 2000  # messages without a confirm, as [forwarders.rabbitmq] has it by default
 DOCUMENTS = 5000  # of an insert, as [forwarders.mongodb] has it
@@ -111,7 +112,7 @@ def rabbitmq(url: str, name: str, events: int) -> tuple[float, float]:
 def influxdb(url: str, name: str, events: int) -> tuple[float, float]:
     """Requests of line protocol, as large as the forwarder's, on one connection. ``url`` ends in ``#TOKEN``."""
     url, _, token = url.partition("#")
-    to_json, shaper = EventJson({}), LineShaper("{event}", {})
+    to_json, shaper = EventJson({}), LineShaper("{event}", {}, TagGuard("influxdb", 0, refuses=False))
     lines = [shaper.line(event, to_json.fields(event)) for event in numbered_events(events)]
     bodies = ["\n".join(lines[n : n + POINTS_PER_REQUEST]).encode() for n in range(0, events, POINTS_PER_REQUEST)]
     headers = {"Authorization": f"Token {token}", "Content-Type": "text/plain; charset=utf-8"}

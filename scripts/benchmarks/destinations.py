@@ -51,7 +51,7 @@ class RabbitQueues:
         self.address = self._server.start().url
 
     def settings(self) -> str:
-        return f'url = "{self.address}"\nexchange = "{OURS}"\nqueue = "{OURS}"\nqueue_type = "quorum"'
+        return f'url = "{self.address}"\nexchange = "{OURS}"\nconsumers.{OURS}.queue = "{OURS}"'
 
     def empty(self, name: str) -> None:
         with self._server.channel() as channel:

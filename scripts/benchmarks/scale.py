@@ -37,7 +37,7 @@ min_free_bytes = 0
 segment_max_age_s = 1.0
 [forwarders.rabbitmq]
 url = "{url}"
-queue = "{queue}"
+consumers.{queue}.queue = "{queue}"
 [log]
 level = "error"
 """
