@@ -194,7 +194,8 @@ class Publisher:
         self._timer = None
         if self._attempt:
             settled, total = self._attempt.settled, self._attempt.count
-            self._fail(f"{settled} of {total} messages were confirmed within {timeout_s:.3g} s")
+            guess = "" if settled else ": does each queue have a leader?"
+            self._fail(f"{settled} of {total} messages were confirmed within {timeout_s:.3g} s{guess}")
         self._abort()  # it may be half open: nothing polite would be answered
 
     def _on_blocked(self, _connection: object, frame: Any) -> None:

@@ -223,8 +223,8 @@ class HurtStore(Hurt):
                 yield Copy(event.payload.n, event.id)
 
 
-#: By name, in the order in which they are hurt. RabbitMQ is the last: once, after a kill -9 within a second of the
-#: queue's declaration, 3.10 had two queues of one name on its disk and confirmed nothing any more.
+#: By name, in the order in which they are hurt. RabbitMQ is the last: 3.10 that is killed within half a second of a quorum
+#: queue's declaration has a queue without a leader afterwards (docs/operations.md, "A destination is down").
 SERVERS: dict[str, type[HurtRabbit] | type[HurtInflux] | type[HurtMongo] | type[HurtStore]] = {
     each.name: each for each in (HurtInflux, HurtMongo, HurtStore, HurtRabbit)
 }
