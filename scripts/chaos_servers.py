@@ -223,8 +223,8 @@ class HurtStore(Hurt):
                 yield Copy(event.payload.n, event.id)
 
 
-#: By name, in the order in which they are hurt. RabbitMQ is the last: 3.10 that is killed within half a second of a quorum
-#: queue's declaration has a queue without a leader afterwards (docs/operations.md, "A destination is down").
+#: By name, in the order in which they are hurt. RabbitMQ is the last: killed within half a second of the declaration of
+#: a quorum queue it leaves it without a leader (docs/operations.md, "A destination is down").
 SERVERS: dict[str, type[HurtRabbit] | type[HurtInflux] | type[HurtMongo] | type[HurtStore]] = {
     each.name: each for each in (HurtInflux, HurtMongo, HurtStore, HurtRabbit)
 }
