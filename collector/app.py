@@ -18,7 +18,7 @@ from collector.health import Health
 from collector.intake import Held, Intake
 from collector.keys import Guard, KeyRefused, Keys, no_guard
 from collector.limits import Limits
-from collector.metrics import Counters
+from collector.metrics import Counters, exposition
 from collector.pixel_rate import PixelRate
 from collector.problem import PROBLEM_TYPE, Cors, Headers, problem
 from collector.resources.answers import refused
@@ -231,7 +231,7 @@ def create_app(settings: Settings | None = None) -> CollectorApp:
     routes.add_route("/livez", LivenessResource())
     routes.add_route("/readyz", ReadinessResource(intake))
     routes.add_route("/robots.txt", RobotsResource())
-    routes.add_route("/metrics", MetricsResource(directory, read_guard))
+    routes.add_route("/metrics", MetricsResource(lambda: exposition(directory.metrics), read_guard))
     shown = Names(settings.browser.events)
     fields = {name: each.fields for name, each in settings.events.items() if each.fields and shown.wants(name)}
     routes.add_route("/collector.js", ScriptResource(fields))

@@ -49,6 +49,9 @@ def cross_check(settings: "Settings") -> Iterator[Finding]:
     for name, event in settings.events.items():
         if event.privacy is not None:
             yield from check_privacy(("events", name, "privacy"), event.privacy)
+    for worker in settings.workers:
+        if worker.queue.metrics_bind:
+            yield from _bind(("workers", worker.name), worker.queue.metrics_bind, "metrics_bind")
     for forwarder in settings.forwarders:
         flush, table = forwarder.flush, ("forwarders", forwarder.name)
         if not flush.names:
@@ -111,10 +114,10 @@ def _networks(table: tuple[str, ...], key: str, networks: list[str]) -> Iterator
             yield table, key, network, f"expected a network such as 10.0.0.0/8: {exc}"
 
 
-def _bind(table: tuple[str, ...], bind: str) -> Iterator[Finding]:
+def _bind(table: tuple[str, ...], bind: str, key: str = "bind") -> Iterator[Finding]:
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]*):([0-9]{1,5})", bind)
     if not (re.fullmatch("unix:.+", bind) or (match and int(match[2]) <= 65_535)):
-        yield table, "bind", bind, "expected HOST:PORT, [IPV6]:PORT or unix:PATH"
+        yield table, key, bind, "expected HOST:PORT, [IPV6]:PORT or unix:PATH"
 
 
 def _is_local(bind: str) -> bool:

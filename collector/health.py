@@ -47,17 +47,11 @@ class Health:
             items.append(self._scribe_listener(totals))
         items += [self._forwarder(each, totals) for each in self._forwarders]
         if not self._forwarders:
-            items.append(_item("ForwarderHealthCheck", "WARN", "no forwarder is configured: events stay in the spool"))
+            items.append(entry("ForwarderHealthCheck", "WARN", "no forwarder is configured: events stay in the spool"))
         items += [self._disk(totals), self._collection(totals)]
         if self._keys_file is not None:
             items.append(self._api_keys(totals))
-        return {
-            "location": location,
-            "size": len(items),
-            "formatVersion": FORMAT_VERSION,
-            "generated": _iso(time.time_ns() // 1_000_000),
-            "items": items,
-        }
+        return report_of(items, location)
 
     def _writer(self, totals: Totals) -> Item:
         http = totals.http
@@ -89,7 +83,7 @@ class Health:
         if broken:
             states = ", ".join(f"{number} ({state})" for number, state in broken.items())
             message += f", workers that cannot write: {states}"
-        return _item("WriterHealthCheck", "ERROR" if not figures["running"] else "OK", message, figures)
+        return entry("WriterHealthCheck", "ERROR" if not figures["running"] else "OK", message, figures)
 
     def _scribe_listener(self, totals: Totals) -> Item:
         counted = totals.http
@@ -108,7 +102,7 @@ class Health:
         )
         if broken:
             message += ", the spool cannot be written"
-        return _item("ScribeHealthCheck", "OK" if listeners and not broken else "ERROR", message, figures)
+        return entry("ScribeHealthCheck", "OK" if listeners and not broken else "ERROR", message, figures)
 
     def _forwarder(self, settings: ForwarderSettings, totals: Totals) -> Item:
         counted = totals.forwarders.get(settings.name, {})
@@ -146,8 +140,8 @@ class Health:
         )
         code = _forwarder_code(settings, figures, status)
         if status is not None and code != "OK" and status.reason:
-            message += f", {status.state} since {_iso(status.since_ms)}: {redact(status.reason)}"
-        return _item("ForwarderHealthCheck", code, message, figures)
+            message += f", {status.state} since {iso(status.since_ms)}: {redact(status.reason)}"
+        return entry("ForwarderHealthCheck", code, message, figures)
 
     def _is_paused(self, forwarder: str) -> bool:
         """The file says it at once, and also when no flusher runs."""
@@ -165,7 +159,7 @@ class Health:
             free, refusal = 0, f"the spool is not there: {exc.strerror}"
         figures = {"freeBytes": free, "backlogBytes": totals.backlog_bytes, "accepting": refusal is None}
         message = f"free: {free}, backlog: {totals.backlog_bytes}"
-        return _item(
+        return entry(
             "DiskHealthCheck", "ERROR" if refusal else "OK", f"{message}, {refusal}" if refusal else message, figures
         )
 
@@ -183,7 +177,7 @@ class Health:
         message = f"on: {_word(off is None)}, refused: {sum(figures['refusedRequests'].values())}"
         if off:
             message += f", {off_sentence(off)}"
-        return _item("CollectionHealthCheck", "WARN" if off else "OK", message, figures)
+        return entry("CollectionHealthCheck", "WARN" if off else "OK", message, figures)
 
     def _api_keys(self, totals: Totals) -> Item:
         """What the workers make of the file of API keys, the worst of them."""
@@ -193,7 +187,7 @@ class Health:
             ("WARN", "the API keys cannot be read: the last good ones hold"),
             ("ERROR", "the API keys cannot be read: requests that need one are answered 503"),
         )[min(state, 2)]
-        return _item("ApiKeysHealthCheck", cast("Code", code), f"{message}, file: {self._keys_file}", {"state": state})
+        return entry("ApiKeysHealthCheck", cast("Code", code), f"{message}, file: {self._keys_file}", {"state": state})
 
 
 def _forwarder_code(settings: ForwarderSettings, figures: Mapping[str, Any], status: ForwarderStatus | None) -> Code:
@@ -209,7 +203,19 @@ def _forwarder_code(settings: ForwarderSettings, figures: Mapping[str, Any], sta
     return "OK"
 
 
-def _item(kind: str, code: Code, message: str, figures: dict[str, Any] | None = None) -> Item:
+def report_of(items: list[Item], location: str) -> dict[str, Any]:
+    """The report that has these items."""
+    return {
+        "location": location,
+        "size": len(items),
+        "formatVersion": FORMAT_VERSION,
+        "generated": iso(time.time_ns() // 1_000_000),
+        "items": items,
+    }
+
+
+def entry(kind: str, code: Code, message: str, figures: dict[str, Any] | None = None) -> Item:
+    """One part of a report."""
     return {"type": kind, "code": code, "message": message, "figures": figures or {}}
 
 
@@ -217,6 +223,7 @@ def _word(value: object) -> str:
     return "true" if value else "false"
 
 
-def _iso(time_ms: int) -> str:
+def iso(time_ms: int) -> str:
+    """A time as people read it; ms since 1970."""
     seconds, millis = divmod(time_ms, 1000)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{millis:03d}Z"

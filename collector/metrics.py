@@ -132,8 +132,26 @@ FORWARDER = (
     Metric("state", "gauge", "0 works or has nothing to do, 1 retries, 2 has stopped and needs a person, 3 is paused."),
 )
 
+#: What an event worker (`collector work`) counts since it began, in memory (forwarders/worker_report.py).
+WORKER = (
+    Metric("taken_messages_total", "counter", "Messages taken from the queue, those that came again too."),
+    Metric("delivered_events_total", "counter", "Events that are with the destination, their messages acknowledged."),
+    Metric("dead_letters_total", "counter", "Messages put into the queue of the dead letters."),
+    Metric("batches_total", "counter", "Batches acknowledged."),
+    Metric("retries_total", "counter", "Sends that failed, for whatever reason, each of which is tried again."),
+    Metric("queue_failures_total", "counter", "Times that the queue, or its broker, could not be reached or was lost."),
+    Metric("last_success_ms", "gauge", "When a batch was last acknowledged, ms since 1970; 0: never."),
+    Metric("last_error_ms", "gauge", "When something last failed, ms since 1970; 0: never."),
+    Metric("state", "gauge", "0 works or waits for messages, 1 retries the destination, 2 has no queue to take from."),
+)
+
 #: All of them, by the prefix of the names that Prometheus sees.
-TABLE = {"collector_": HTTP, "collector_flusher_": FLUSHER, "collector_forwarder_": FORWARDER}
+TABLE = {
+    "collector_": HTTP,
+    "collector_flusher_": FLUSHER,
+    "collector_forwarder_": FORWARDER,
+    "collector_worker_": WORKER,
+}
 _WRAP = 1 << 64
 
 

@@ -1,5 +1,6 @@
-"""Put an event worker together: its queue, its forwarder, the signals that end it."""
+"""Put an event worker together: its queue, its forwarder, the signals that end it, and where it says how it is."""
 
+import contextlib
 import dataclasses
 import importlib
 import logging
@@ -7,10 +8,11 @@ import signal
 import socket
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
+from collector import ports
 from collector.settings import FORWARDER_MODULES, Settings, SettingsError, read_worker_alone
 from collector.wiring import event_json
 from collector.worker_tables import WorkerTable, factory_name, is_factory
@@ -48,16 +50,40 @@ def find_worker(settings: Settings, what: str, given: Mapping[str, Any]) -> Work
 
 def run_worker(settings: Settings, worker: WorkerTable) -> None:
     """Work until SIGTERM or SIGINT. Errors: OSError and ValueError for a file with a URL that is not right."""
-    event_worker = build_worker(settings, worker)
+    report = WorkerReport(worker.name)
+    event_worker = build_worker(settings, worker, report)
     for number in (signal.SIGTERM, signal.SIGINT):
         # in a thread of its own: this one may hold the event's lock at the moment of the signal
         signal.signal(number, lambda *_: threading.Thread(target=event_worker.stop).start())
     log.info("worker started", extra={"worker": worker.name, "type": worker.type, "queue": worker.queue.queue})
-    event_worker.run()
+    with answering(worker, report):
+        event_worker.run()
     log.info("worker ended", extra={"worker": worker.name})
 
 
-def build_worker(settings: Settings, worker: WorkerTable) -> QueueWorker:
+@contextlib.contextmanager
+def answering(worker: WorkerTable, report: WorkerReport) -> Iterator[None]:
+    """Answer ``/metrics`` and ``/healthcheck`` while the context lasts, where the worker's settings want it.
+
+    An address that cannot be had is logged: delivering matters more.
+    """
+    with contextlib.ExitStack() as stack:
+        bind = worker.queue.metrics_bind
+        if bind:
+            from collector import small_server  # Falcon and prometheus_client, which other workers do without
+            from collector.exposition import render_worker
+            from collector.resources.worker import worker_app
+            from collector.worker_health import WorkerHealth
+
+            app = worker_app(WorkerHealth(worker, report), lambda: render_worker(worker.name, report.figures()))
+            try:
+                stack.enter_context(small_server.serving(ports.listener(bind), app))
+            except OSError as exc:
+                log.error("no metrics here", extra={"worker": worker.name, "place": bind, "error": str(exc)})
+        yield
+
+
+def build_worker(settings: Settings, worker: WorkerTable, report: WorkerReport) -> QueueWorker:
     """The worker; it connects when it runs. Errors: OSError and ValueError as above."""
     queue = worker.queue
     parameters = [
@@ -90,7 +116,7 @@ def build_worker(settings: Settings, worker: WorkerTable) -> QueueWorker:
             queue=queue.queue,
             timeout_s=queue.connect_timeout_s,
         ),
-        report=WorkerReport(worker.name),
+        report=report,
     )
 
 

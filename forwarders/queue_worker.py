@@ -112,6 +112,7 @@ class QueueWorker:
             while not self._stop.is_set():
                 batch = self._fill(consumer)
                 if batch.messages:
+                    self._report.took(len(batch.messages))
                     self._finish(consumer, batch)
         except (Unavailable, Lost) as exc:
             wait = self._report.queue_fails(exc.reason)

@@ -30,6 +30,7 @@ class WorkerSettings:
     go back to the queue. RabbitMQ itself takes them back after its ``consumer_timeout`` (30 minutes), less politely.
     ``delivery_limit``: a message that was handed out so often and never answered goes to the dead letters; whole
     processes died of it. It takes a quorum queue to count that.
+    ``metrics_bind``: where the worker answers ``/metrics`` and ``/healthcheck`` over HTTP, "" for nowhere.
     """
 
     queue: str = ""
@@ -48,6 +49,7 @@ class WorkerSettings:
     delivery_limit: Annotated[int, Meta(ge=4, le=1000)] = 10
     connect_timeout_s: Annotated[float, Meta(gt=0)] = 10.0
     heartbeat_s: Annotated[int, Meta(ge=1, le=3600)] = 30
+    metrics_bind: str = ""
 
     def __post_init__(self) -> None:
         try:

@@ -11,7 +11,6 @@
 Each POST and PUT also takes {"dry_run": true}. What was not done is answered with a problem document.
 """
 
-from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import falcon
@@ -20,10 +19,10 @@ import msgspec
 from collector.control import ControlError, Controls, Report
 from collector.keys import Guard, KeyRefused
 from collector.problem import PROBLEM_TYPE, problem
+from collector.small_server import WsgiApp
 from forwarders.skipping import Choice
 from spool.directory import SpoolError
 
-WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 T = TypeVar("T", bound=msgspec.Struct)
 
 

@@ -1,22 +1,28 @@
 """What load balancers, monitoring and people ask a running collector."""
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import falcon
 
-from collector.health import Health
-from collector.intake import Intake
 from collector.keys import Guard
-from collector.metrics import exposition
 from collector.resources.answers import unavailable
-from spool.directory import SpoolDirectory
+
+if TYPE_CHECKING:
+    from collector.intake import Intake
+
+
+class Reports(Protocol):
+    """What makes health reports."""
+
+    def report(self, location: str) -> dict[str, Any]: ...
 
 
 class HealthcheckResource:
     """``GET /1.0/healthcheck[?pretty=true]``: the whole report; 500 when a part of it is an ERROR."""
 
-    def __init__(self, health: Health, guard: Guard) -> None:
+    def __init__(self, health: Reports, guard: Guard) -> None:
         self._health = health
         self._guard = guard
 
@@ -46,7 +52,7 @@ class LivenessResource:
 class ReadinessResource:
     """``GET /readyz``: whether events would be taken now; 503 while draining or refusing."""
 
-    def __init__(self, intake: Intake) -> None:
+    def __init__(self, intake: "Intake") -> None:
         self._intake = intake
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -61,14 +67,14 @@ class ReadinessResource:
 
 
 class MetricsResource:
-    """``GET /metrics``: all counters of all processes, for Prometheus."""
+    """``GET /metrics``: all counters, for Prometheus; ``exposition`` gives them."""
 
-    def __init__(self, directory: SpoolDirectory, guard: Guard) -> None:
-        self._directory = directory
+    def __init__(self, exposition: Callable[[], bytes], guard: Guard) -> None:
+        self._exposition = exposition
         self._guard = guard
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer the exposition."""
         self._guard(req.env)
-        resp.data = exposition(self._directory.metrics)
+        resp.data = self._exposition()
         resp.content_type = "text/plain; version=0.0.4; charset=utf-8"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from collector.exposition import render_worker
 from collector.metrics import (
     COMMIT_BUCKETS_S,
     TABLE,
@@ -25,6 +26,7 @@ from collector.metrics import (
     read_all,
 )
 from collector.slots import Reading, Slot, Watched, read_slots
+from forwarders.worker_report import WorkerReport
 
 ROOT = Path(__file__).parents[2]
 
@@ -336,7 +338,7 @@ def test_without_descriptors_the_cells_that_are_known_still_count(tmp_path: Path
 def test_prometheus_sees_every_metric_of_the_table_with_its_sentence(tmp_path: Path) -> None:
     worker, flusher, forwarder = Counters.http(tmp_path), FlusherCounters(tmp_path), forwarder_slot(tmp_path, "archive")
 
-    text = exposition(tmp_path).decode()
+    text = exposition(tmp_path).decode() + render_worker("mongodb", WorkerReport("mongodb").figures()).decode()
     for slot in (worker.slot, flusher, forwarder):
         slot.close()
 
@@ -418,7 +420,7 @@ def test_answers_to_made_up_paths_are_counted_without_remembering_the_paths(tmp_
 
 
 def test_the_names_in_the_table_are_unique_and_fit_prometheus() -> None:
-    names = [metric.name for metrics in TABLE.values() for metric in metrics]
+    names = [prefix + metric.name for prefix, metrics in TABLE.items() for metric in metrics]
 
     assert len(set(names)) == len(names)
     for metrics in TABLE.values():

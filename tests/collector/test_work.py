@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, Self
 
 import pytest
 
-from tests.services.child import start, wait_until
+from tests.services.child import free_port, start, wait_until
 from tests.services.collector import REPOSITORY, archived_events, to_toml
 from tests.services.influx import Influx
 from tests.services.mongo import Mongo
@@ -117,6 +118,8 @@ def test_influxdb_and_the_archive_are_fed_from_queues_too(
     bucket = influx.create("work")
     other = new_queue(rabbit)
     common = {"amqp_url": rabbit.url}
+    door = free_port()
+    archive = {"path": str(tmp_path / "events"), "metrics_bind": f"127.0.0.1:{door}", **common}
     for each in (queue, other):
         publish(rabbit, each, map(event_body, range(500)))
     with (
@@ -124,15 +127,22 @@ def test_influxdb_and_the_archive_are_fed_from_queues_too(
             tmp_path, "influxdb", queue=queue, url=influx.url, org="o", bucket=bucket,
             token_file=str(influx.token_file), **common,
         ) as first,
-        RunningWorker(tmp_path, "archive", "--queue", other, path=str(tmp_path / "events"), **common) as second,
+        RunningWorker(tmp_path, "archive", "--queue", other, **archive) as second,
     ):  # fmt: skip
         wait_until(lambda: counted(influx, bucket) == 500, 30, "InfluxDB has all")
         wait_until(lambda: len(archived_events(tmp_path / "events")) == 500, 30, "the archive has all")
+        wait_until(lambda: 'delivered_events_total{worker="archive"} 500.0' in metrics_of(door), 10, "it says so")
+        assert 'taken_messages_total{worker="archive"} 500.0' in metrics_of(door)
         assert (first.stop(), second.stop()) == (0, 0)
 
     assert sorted(event["payload"]["n"] for event in archived_events(tmp_path / "events")) == list(range(500))
     assert is_empty(rabbit, queue)
     assert is_empty(rabbit, other)
+
+
+def metrics_of(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())
 
 
 @pytest.mark.server
