@@ -18,7 +18,10 @@ _OUTCOMES = ("forwarded", "quarantined", "skipped", "dropped", "damaged")
 
 
 @click.command()
-@click.option("--settle", is_flag=True, help="Count events that are missing as dropped by a person, from now on.")
+@click.option(
+    "--settle", is_flag=True,
+    help="Count missing events as dropped by a person, and what is in quarantine besides as replayed, from now on.",
+)  # fmt: skip
 @json_option
 @settings_option
 def audit(settings: "Settings", settle: bool, as_json: bool) -> None:
@@ -30,15 +33,15 @@ def audit(settings: "Settings", settle: bool, as_json: bool) -> None:
     directory = open_spool(settings)
     waiting = not_handed_out(directory)
     found = look(directory)
-    settled = sum(settle_missing(directory, each) for each in found if each.missing) if settle else 0
+    settled = sum(settle_missing(directory, each) for each in found if not each.ok) if settle else 0
     if as_json:
         report = {"not_handed_out": waiting, "settled": settled, "forwarders": [_as_json(each) for each in found]}
         click.echo(json.dumps(report, indent=2))
     else:
         _print(found, waiting)
         if settle:
-            click.echo(f"{settled} missing events are counted as dropped from now on")
-    if not all(each.ok or (settle and not each.unbalanced and not each.not_in_quarantine) for each in found):
+            click.echo(f"{settled} events are accounted for from now on: as dropped, those in quarantine as replayed")
+    if not all(each.ok for each in (look(directory) if settled else found)):
         sys.exit(1)
 
 
@@ -56,8 +59,16 @@ def _print(found: list["Balance"], waiting: int) -> None:
             click.echo(f"{each.forwarder}: {events} events of segment {uuid.hex()} are not accounted for", err=True)
         for name in each.unbalanced:
             click.echo(f"{each.forwarder}: the row of segment {name} does not add up", err=True)
-        if each.not_in_quarantine:
-            click.echo(f"{each.forwarder}: {each.not_in_quarantine} events are missing from quarantine", err=True)
+        for name, item in each.missing_items.items():
+            click.echo(f"{each.forwarder}: item {name}, {item.events} events, is missing from quarantine", err=True)
+        for name, item in each.unknown_items.items():
+            click.echo(
+                f"{each.forwarder}: item {name}, {item.events} events, is in quarantine and in no account", err=True
+            )
+        if each.quarantine_off_by:
+            what = "more" if each.quarantine_off_by > 0 else "fewer"
+            count = abs(each.quarantine_off_by)
+            click.echo(f"{each.forwarder}: {count} events {what} are in quarantine than the accounts say", err=True)
         if each.damaged_rows:
             click.echo(f"{each.forwarder}: {each.damaged_rows} rows of its ledger are damaged", err=True)
 
@@ -73,6 +84,8 @@ def _as_json(balance: "Balance") -> dict[str, Any]:
         **{name: outcomes[name] for name in _OUTCOMES},
         "missing": {uuid.hex(): events for uuid, events in balance.missing.items()},
         "unbalanced": balance.unbalanced,
-        "not_in_quarantine": balance.not_in_quarantine,
+        "missing_items": {name: item.events for name, item in balance.missing_items.items()},
+        "unknown_items": {name: item.events for name, item in balance.unknown_items.items()},
+        "quarantine_off_by": balance.quarantine_off_by,
         "damaged_rows": balance.damaged_rows,
     }

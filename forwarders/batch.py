@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from formats.envelope import decode_envelope
 from formats.event import Event
 from spool.cursor import Range
-from spool.outcome import NOTHING, Outcome
+from spool.outcome import NOTHING, Held, Outcome
 from spool.reader import Record
 from spool.record import Origin
 
@@ -52,7 +52,8 @@ class Batch:
 
     ``ranges`` is what the cursor is told; ``finished`` are the segments that hold nothing behind it.
     ``count`` and ``size`` are events and bytes of payload, before names are looked at. ``full``: it was not for want
-    of more that it ended. ``outcomes``: what has become of events of each segment in this batch.
+    of more that it ended. ``outcomes``: what has become of events of each segment in this batch. ``kept``: the items
+    of the quarantine that hold what was refused of it.
     """
 
     ranges: list[Range] = field(default_factory=list)
@@ -64,6 +65,7 @@ class Batch:
     damaged: int = 0
     full: bool = False
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    kept: list[Held] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     set_aside: dict[str, list[Event]] = field(default_factory=dict)  # by segment; not to be sent
     ends: list[tuple[int, str]] = field(default_factory=list)  # (events up to here, the segment they are from)

@@ -314,7 +314,7 @@ class Lane:
         self._counters.add("damaged_ranges_total", batch.damaged)
         self._tell_outcomes(batch, delivery)
         self._reader.advance(batch)
-        self._progress.done(batch.ranges)
+        self._progress.done(batch.ranges, self._refusals.claims(batch))
         self._batch = self._delivery = self._again = None
         self._repeated = False
         if delivery.events:

@@ -12,15 +12,15 @@ says by itself that all of it is done), and the price is a repeat after a crash.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from forwarders.queue_reader import QueueReader
 from spool.cursor import Cursor, Range, State
 from spool.directory import uuid_of_name
-from spool.item import item_of_link
+from spool.item import LINK_SEPARATOR, item_of_link
 from spool.ledger import Ledger
-from spool.outcome import NOTHING, Outcome
+from spool.outcome import NOTHING, Held, Outcome
 from spool.seal import read_seal
 
 log = logging.getLogger(__name__)
@@ -84,9 +84,12 @@ class Progress:
                 self._trying = None
             self.deaths = 0
 
-    def done(self, ranges: Sequence[Range]) -> None:
-        """The batch is with the destination, or in quarantine. Call `QueueReader.advance` before."""
+    def done(self, ranges: Sequence[Range], kept: Sequence[Held] = ()) -> None:
+        """The batch is with the destination, or in quarantine, in the items ``kept``. Call `QueueReader.advance`
+        before."""
         with self._lock:
+            if kept:  # before the cursor: what it says is in quarantine has to be in the account
+                self._ledger.kept(self._forwarder, kept)
             self._trying = self._recorded = None
             self.deaths = 0
             self._unsaved = ranges
@@ -123,36 +126,32 @@ class Progress:
 
     def _enter(self) -> None:
         """Say in the ledger what became of the segments that are about to be unlinked."""
-        ends: dict[str, list[End]] = {}
+        ends: list[End] = []
         for segment in self._reader.finishing - self._entered:
-            for owner, end in self._ends(segment):
-                ends.setdefault(owner, []).append(end)
-        for owner, some in ends.items():
-            self._ledger.add_all(owner, some)
+            end = self._end(segment)
+            item = item_of_link(segment)
+            if end and item:
+                self._ledger.replay_ended(self._forwarder, item[0], *end)
+            elif end:
+                if LINK_SEPARATOR in segment:  # whoever queued the replay may have died before saying so
+                    self._ledger.handed(self._forwarder, [end[:2]], replay=True)
+                ends.append(end)
+        self._ledger.add_all(self._forwarder, ends)
         self._entered = set(self._reader.finishing)
 
-    def _ends(self, segment: str) -> Iterator[tuple[str, End]]:
-        """The rows for one segment: (forwarder, row). A replayed item leaves the quarantine it was in."""
+    def _end(self, segment: str) -> End | None:
+        """What to say of one segment; None when that is for somebody else."""
         tally = self._reader.tallies.get(segment, NOTHING)
         try:
             uuid, sealed = read_seal(self._reader.queue.path / segment)
         except FileNotFoundError:  # whoever took it away has to say what became of it
-            return
+            dropped = self._reader.items.get(segment)
+            if dropped is None:
+                return None
+            uuid, sealed = dropped
         except OSError:
             uuid, sealed = uuid_of_name(segment), None
-        if uuid is None:
-            return
-        events = tally.total if sealed is None else sealed
-        item = item_of_link(segment)
-        if item is None:
-            yield self._forwarder, (uuid, events, tally)
-        elif item[0] == self._forwarder:
-            tally = tally.of(events)
-            yield self._forwarder, (uuid, 0, tally._replace(quarantined=tally.quarantined - tally.total))
-        else:  # events of another forwarder, given to this one by a person
-            self._ledger.handed(self._forwarder, [(uuid, events)], replay=True)
-            yield self._forwarder, (uuid, events, tally)
-            yield item[0], (uuid, 0, Outcome(quarantined=-events, dropped=events))
+        return None if uuid is None else (uuid, tally.total if sealed is None else sealed, tally)
 
     def _unlink(self) -> None:
         for segment in sorted(self._reader.finishing):
@@ -163,6 +162,7 @@ class Progress:
                 return
             self._reader.finishing.discard(segment)
             self._reader.tallies.pop(segment, None)
+            self._reader.items.pop(segment, None)
             self._entered.discard(segment)
             self._unsynced_links = True
 

@@ -24,6 +24,7 @@ from spool.quarantine import Quarantine
 from spool.queue import Queue
 from spool.reader import Damage, Record, SegmentReader, SegmentUnreadable
 from spool.record import RECORD_HEADER_BYTES, Origin, RecordType, decode_record_header, seed_of
+from spool.seal import Sealed
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ class QueueReader:
     Owner: the forwarder's thread.
     Memory: the batch it has given, and of a record that is cut over several batches the events still to come.
     ``begun``: the segments that are partly done, and how far. ``finishing``: those that are done and still linked.
-    ``tallies``: what has become of the events of both.
+    ``tallies``: what has become of the events of both. ``items``: of those that are replays of an item, what its seal
+    says, for a person may drop it meanwhile.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class QueueReader:
         self.begun: dict[str, Position] = {}
         self.finishing: set[str] = set()
         self.tallies: dict[str, Outcome] = {}
+        self.items: dict[str, Sealed] = {}
         self._quarantine = quarantine
         self._max_events = max_events
         self._max_bytes = max_bytes
@@ -224,6 +227,8 @@ class QueueReader:
         make = tuple.__new__
         try:
             with SegmentReader(self.queue.path / segment, self.queue.keyring) as reader:
+                if item_of_link(segment):
+                    self.items[segment] = Sealed(reader.header.uuid, reader.seal and reader.seal.event_count)
                 for found in self._found(reader, position):
                     if until and Position(found[0], 0) >= until:
                         break
@@ -256,9 +261,7 @@ class QueueReader:
             batch.damaged += 1
             batch.tell(segment, Outcome(unknown=1))
         except FileNotFoundError:
-            self.begun.pop(segment, None)
-            self.tallies.pop(segment, None)
-            self.queue.lost(segment)
+            self._lost(segment)
             return True
         except KeyMissing as exc:
             self._aside[segment] = self._monotonic() + ASIDE_S
@@ -275,6 +278,17 @@ class QueueReader:
         if ended or position != begin:
             batch.ranges.append(Range(segment, *begin, *position, self._tally(segment)))
         return room
+
+    def _lost(self, segment: str) -> None:
+        """A segment is gone. Of an item's replay that was dropped by a person a part may be done."""
+        sealed, tally = self.items.get(segment), self._tally(segment)
+        if sealed and tally.total:
+            self.leave(segment, Outcome(dropped=max(0, (sealed.events or 0) - tally.total)))
+            return
+        self.begun.pop(segment, None)
+        self.tallies.pop(segment, None)
+        self.items.pop(segment, None)
+        self.queue.lost(segment)
 
     def _tally(self, segment: str) -> Outcome:
         return self.tallies.get(segment, NOTHING)

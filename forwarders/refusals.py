@@ -12,7 +12,7 @@ from forwarders.delivery import Delivery
 from forwarders.flush_settings import Counters
 from forwarders.queue_reader import CannotQuarantine
 from spool.directory import SpoolError
-from spool.outcome import Outcome
+from spool.outcome import Held, Outcome
 from spool.quarantine import Quarantine, RefusedRecord
 from spool.record import Origin
 
@@ -30,6 +30,7 @@ class Refusals:
         self._quarantine = quarantine
         self._forwarder = forwarder
         self._counters = counters
+        self._claimed: dict[bytes, int] = {}
 
     def keep(self, batch: Batch, delivery: Delivery) -> None:
         """Keep the events that the destination refused, those that the forwarder fails on, and those set aside."""
@@ -38,7 +39,7 @@ class Refusals:
         self._keep_events(batch, delivery.events, delivery.failed, "the forwarder failed on it alone", elsewhere)
         for segment, events in batch.set_aside.items():
             refused = _together(events)
-            elsewhere[segment] += self._add(segment, refused, "set aside at the door", events[0].set_aside)
+            elsewhere[segment] += self._add(batch, segment, refused, "set aside at the door", events[0].set_aside)
         for segment, count in elsewhere.items():  # not before all is kept: until then it may be done again
             batch.tell(segment, Outcome(quarantined=-count, skipped=count))
 
@@ -48,7 +49,7 @@ class Refusals:
         origin = record.origin or Origin(record.uuid, record.offset)
         refused = RefusedRecord(origin, record.payload, record.event_count, record.received_ns)
         count = record.event_count - piece.start
-        elsewhere = min(count, self._add(piece.segment, [refused], "processes die of it", reason, whole=True))
+        elsewhere = self._add(batch, piece.segment, [refused], "processes die of it", reason, whole_of=count)
         batch.tell(piece.segment, Outcome(quarantined=count - elsewhere, skipped=elsewhere))
         batch.remove(piece)
 
@@ -61,21 +62,49 @@ class Refusals:
             by_segment.setdefault(batch.ends[bisect_right(ends, position)][1], []).append(position)
         for segment, positions in by_segment.items():
             refused = _together([events[each] for each in positions])
-            elsewhere[segment] += self._add(segment, refused, reason, errors[positions[0]])
+            elsewhere[segment] += self._add(batch, segment, refused, reason, errors[positions[0]])
 
     def _add(
-        self, segment: str, refused: Sequence[RefusedRecord], reason: str, error: str, *, whole: bool = False
+        self,
+        batch: Batch,
+        segment: str,
+        refused: Sequence[RefusedRecord],
+        reason: str,
+        error: str,
+        *,
+        whole_of: int | None = None,
     ) -> int:
-        """Returns how many are there already, and are in the account of another segment than this one."""
+        """Returns how many are there already, and are in the account of another segment than this one.
+
+        ``whole_of``: a record that is not to be taken apart, for so many events at its end.
+        """
+        split = _split if whole_of is None else None
         try:
             kept = self._quarantine.add_events(
-                self._forwarder, segment, refused, reason=reason, error=error, split=None if whole else _split
+                self._forwarder, segment, refused, reason=reason, error=error, split=split
             )
         except (OSError, SpoolError) as exc:
             raise CannotQuarantine(f"quarantine cannot be written: {exc}") from exc
         self._counters.add("quarantined_events_total", kept.new)
         self.kept += kept.new
-        return kept.elsewhere
+        elsewhere = kept.elsewhere if whole_of is None else min(whole_of, kept.elsewhere)
+        surplus = sum(each.claimed for each in kept.items) - (whole_of - elsewhere) if whole_of is not None else 0
+        for item in kept.items:
+            less = max(0, min(surplus, item.claimed))
+            surplus -= less
+            if item.claimed > less:
+                batch.kept.append(item._replace(claimed=item.claimed - less))
+        return elsewhere
+
+    def claims(self, batch: Batch) -> list[Held]:
+        """What to say in the ledger of the items that hold what was refused of a batch; once, when it is done."""
+        found = []
+        for item in batch.kept:
+            claimed = min(item.events, self._claimed.pop(item.uuid, 0) + item.claimed)
+            if claimed < item.events:  # the rest of it comes with another batch, after a crash
+                self._claimed[item.uuid] = claimed
+            found.append(item._replace(claimed=claimed))
+        return found
 
 
 def _together(events: Sequence[Event]) -> list[RefusedRecord]:

@@ -1,21 +1,25 @@
 """Send events of the past again: from retained segments, and from those that other forwarders still have to send.
 
-    every such segment ──► the records, or events of them, that are wanted ──► <now>-<uuid>~replay.seg in the queue
+    every such segment ──► the records, or events of them, that are wanted ──► <now>-<uuid>~replay-<digest>.seg
+                                                                                        in the queue
 
 The new segments hold moved records, so that ids stay. They sort behind what waits already, and before what comes: a
 long replay delays nobody. What still waits in the forwarder's own queue is left out; it comes anyway.
 
-The uuid of a new segment is a digest of what is in it. A replay that is queued and not yet sent is found by that, and
-not queued again; so is what an interrupted run had queued. Works beside a flusher.
+The digest is of what is in it. A replay that is queued and not yet sent is found by that, and not queued again; so is
+what an interrupted run had queued. The uuid is a new one, for the same stretch may be replayed once more, later, and
+the accounts tell the two apart. (Before, the digest was the uuid.) Works beside a flusher.
 """
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from uuid import uuid4
 
 from formats.envelope import encode_envelope, parse_event_id
 from formats.event import Event, FormatError
@@ -29,7 +33,8 @@ from spool.reader import Damage, Record, SegmentReader, SegmentUnreadable
 from spool.record import Origin
 from spool.retention import retained_paths
 
-REPLAY_SUFFIX: Final = f"{LINK_SEPARATOR}replay{SEALED_SUFFIX}"
+_REPLAY: Final = f"{LINK_SEPARATOR}replay"
+_DIGEST: Final = re.compile(rf"([0-9a-f]{{32}}){_REPLAY}(?:-([0-9a-f]{{32}}))?{re.escape(SEALED_SUFFIX)}$")
 GROUP_BYTES: Final = 8 * 1024 * 1024
 GROUP_EVENTS: Final = 50_000
 
@@ -96,9 +101,7 @@ class Replay:
         self._queue = directory.queue(forwarder)
         names_there = os.listdir(self._queue)
         self._own = {name for name in names_there if name.endswith(SEALED_SUFFIX)}
-        self._queued = {
-            name.removesuffix(REPLAY_SUFFIX).rpartition("-")[2] for name in names_there if name.endswith(REPLAY_SUFFIX)
-        }
+        self._queued = {found[2] or found[1] for found in map(_DIGEST.search, names_there) if found}
         self._ledger = Ledger(directory, wall_ns=wall_ns)
         self._group: list[RefusedRecord] = []
         self._group_bytes = 0
@@ -196,24 +199,25 @@ class Replay:
         self._origins.clear()
         if not records:
             return
-        uuid = self._uuid_of(records)
-        if uuid.hex() in self._queued:
+        digest = self._digest_of(records).hex()
+        if digest in self._queued:
             self.found.pending += events
             return
         self.found.queued += events
         if self._dry_run:
             return
-        now = self._wall_ns()
+        now, uuid = self._wall_ns(), uuid4().bytes
         key = self._directory.keyring.writing if self._directory.keyring else None
         data = encode_item(records, uuid=uuid, created_ns=now, key=key)
         if not self._has_room(len(data)):
             self.found.queued -= events
             raise NoRoom("the disk has no room for more")
-        drafts.publish(self._directory, self._queue / (segment_stem(now, uuid) + REPLAY_SUFFIX), lambda: [data])
+        name = f"{segment_stem(now, uuid)}{_REPLAY}-{digest}{SEALED_SUFFIX}"
+        drafts.publish(self._directory, self._queue / name, lambda: [data])
         self._ledger.handed(self._forwarder, [(uuid, events)], replay=True)
-        self._queued.add(uuid.hex())
+        self._queued.add(digest)
 
-    def _uuid_of(self, records: Sequence[RefusedRecord]) -> bytes:
+    def _digest_of(self, records: Sequence[RefusedRecord]) -> bytes:
         digest = hashlib.blake2b(f"{self._directory.instance} {self._forwarder}".encode(), digest_size=16)
         for record in records:
             uuid, offset, indexes = record.origin

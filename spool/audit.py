@@ -8,19 +8,26 @@ written before it is unlinked) is in the second reading. Of a segment that is ha
 
 What has neither a link nor a last row was taken away by somebody else, or was finished by a process that died while
 the disk took no rows: it is ``missing``.
+
+Quarantine is compared exactly: item by item with the rows of the ledger, so that what is wrong has a name, and the sum
+of all items with the sum of the accounts, which covers items from before there were such rows. Events of the batch
+that is being sent may be there before they count as refused.
 """
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from pathlib import Path
+from typing import Final, NamedTuple
+from uuid import uuid4
 
-from spool.cursor import read_mark
+from spool.account import Account, Sum, has_row
+from spool.cursor import Mark, read_mark
 from spool.directory import SEALED_SUFFIX, SpoolDirectory, uuid_of_name
-from spool.item import item_of_link
-from spool.ledger import Account, Ledger, Sum, forwarders_in, read_account
-from spool.outcome import NOTHING, Outcome
+from spool.item import LINK_SEPARATOR, held_of, item_of_link, stem_of
+from spool.ledger import Ledger, forwarders_in, read_account
+from spool.outcome import NOTHING, Held, Outcome
 from spool.quarantine import Quarantine
 from spool.seal import read_seal
 
@@ -33,7 +40,9 @@ class Balance:
     """One forwarder's accounts, in events.
 
     ``missing``: events by segment that nothing is known of. ``unbalanced``: segments (hex uuids) whose last row does
-    not add up. ``not_in_quarantine``: so many fewer are in quarantine than the accounts say.
+    not add up. ``missing_items``: those that should be in quarantine, and are not, by name without its time.
+    ``unknown_items``: those that are there, and should not be, or are in no account. ``quarantine_off_by``: so many
+    more events are in quarantine than the accounts say (fewer: negative), the missing items being counted as there.
     """
 
     forwarder: str
@@ -43,13 +52,17 @@ class Balance:
     outcome: Outcome = NOTHING
     missing: dict[bytes, int] = field(default_factory=dict)
     unbalanced: list[str] = field(default_factory=list)
-    not_in_quarantine: int = 0
+    missing_items: dict[str, Held] = field(default_factory=dict)
+    unknown_items: dict[str, Held] = field(default_factory=dict)
+    quarantine_off_by: int = 0
     damaged_rows: int = 0
 
     @property
     def ok(self) -> bool:
         """Whether everything is accounted for."""
-        return not (self.missing or self.unbalanced or self.not_in_quarantine)
+        return not (
+            self.missing or self.unbalanced or self.missing_items or self.unknown_items or self.quarantine_off_by
+        )
 
     def add(self, what: Sum, *, replay: bool) -> None:
         """Take in the account of one segment, or of many."""
@@ -58,6 +71,13 @@ class Balance:
         else:
             self.accepted += what.events
         self.outcome = self.outcome.plus(what.outcome)
+
+
+class _InQuarantine(NamedTuple):
+    name: str
+    stem: str
+    held: Held
+    queued: bool
 
 
 def audit(
@@ -70,13 +90,22 @@ def audit(
 
 
 def settle(directory: SpoolDirectory, balance: Balance) -> int:
-    """Count what is missing as dropped by a person; returns how many events."""
-    ledger = Ledger(directory)
-    ledger.add_all(
-        balance.forwarder, [(uuid, events, Outcome(dropped=events)) for uuid, events in balance.missing.items()]
-    )
+    """Count what is missing as dropped by a person, and what is in quarantine besides as replayed; returns how many
+    events that was."""
+    ledger, name = Ledger(directory), balance.forwarder
+    ledger.add_all(name, [(uuid, events, Outcome(dropped=events)) for uuid, events in balance.missing.items()])
+    for item in balance.missing_items.values():
+        ledger.left(name, item.uuid, item.events)
+    ledger.kept(name, balance.unknown_items.values())
+    uuid, more = uuid4().bytes, balance.quarantine_off_by
+    if more > 0:
+        ledger.handed(name, [(uuid, more)], replay=True)
+        ledger.add(uuid, name, more, Outcome(quarantined=more))
+    elif more:
+        ledger.add(uuid, name, 0, Outcome(quarantined=more, dropped=-more))
     ledger.close()
-    return sum(balance.missing.values())
+    items = [*balance.missing_items.values(), *balance.unknown_items.values()]
+    return sum(balance.missing.values()) + sum(each.events for each in items) + abs(more)
 
 
 def not_handed_out(directory: SpoolDirectory) -> int:
@@ -95,23 +124,29 @@ def _settled(directory: SpoolDirectory, forwarder: str, sleep: Callable[[float],
     while True:
         found = _look(directory, forwarder)
         looks -= 1
-        if looks <= 0 or not found.not_in_quarantine:
+        if looks <= 0 or found.ok:
             return found
         sleep(_PAUSE_S)
 
 
 def _look(directory: SpoolDirectory, forwarder: str) -> Balance:
+    path = directory.queue_root / forwarder
     before = read_account(directory, forwarder)
-    queue = _queue(directory, forwarder, before)
-    mark = read_mark(directory.queue_root / forwarder / ".cursor", instance=directory.instance)
-    tallies = {each.segment: each.tally for each in mark.ranges} if mark else {}
+    items = _items(directory, forwarder)
+    names = [name for name in os.listdir(path) if name.endswith(SEALED_SUFFIX)] if path.is_dir() else []
+    queue = _queue(path, names, before)
+    mark = read_mark(path / ".cursor", instance=directory.instance)
     account = read_account(directory, forwarder)
+    later = read_mark(path / ".cursor", instance=directory.instance)
+    tallies = {each.segment: each.tally._replace(unknown=0) for each in mark.ranges} if mark else {}
     found = Balance(forwarder, damaged_rows=account.damaged_rows)
-    for uuid, (name, events) in queue.items():
+    for uuid, (name, events) in list(queue.items()):
         tally = tallies.get(name, NOTHING)
+        if uuid in account.done and name not in tallies and not (path / name).exists():
+            del queue[uuid]  # finished since
+            continue
         events = tally.total if events is None else events
-        tally = tally._replace(unknown=0)
-        found.add(Sum(events, tally), replay=uuid in account.replays)
+        found.add(Sum(events, tally), replay=uuid in account.replays or LINK_SEPARATOR in name)
         found.pending += events - tally.total
         if events < tally.total:
             found.unbalanced.append(uuid.hex())
@@ -120,27 +155,94 @@ def _look(directory: SpoolDirectory, forwarder: str) -> Balance:
             found.add(Sum(row.events, row.outcome), replay=uuid in account.replays)
             if row.events != row.outcome.total:
                 found.unbalanced.append(uuid.hex())
+    for uuid, row in account.ends.items():
+        found.add(account.end_of(row), replay=True)
+        if row.events != row.outcome.total:
+            found.unbalanced.append(uuid.hex())
     found.add(account.folded, replay=False)
     found.add(account.folded_replays, replay=True)
     for uuid, events in before.handed.items():
         if uuid not in queue and uuid not in account.done and uuid in account.handed:
             found.missing[uuid] = events
             found.add(Sum(events), replay=uuid in account.replays)
-    kept = sum(
-        read_seal(item.path).events or 0 if item.description.events is None else item.description.events
-        for item in Quarantine(directory).items(forwarder)
-        if item.kind == "events" and item.path.exists()
-    )
-    found.not_in_quarantine = max(0, found.outcome.quarantined - kept)
+    _add_parts(found, path, tallies, account)
+    _compare(found, before, account, items, waiting=set(map(stem_of, names)), sending=_sending(mark, later))
     return found
 
 
-def _queue(directory: SpoolDirectory, forwarder: str, account: Account) -> dict[bytes, tuple[str, int | None]]:
-    """The segments in the queue by uuid, with their events; a forwarder's own quarantined events are not among them."""
-    path = directory.queue_root / forwarder
+def _add_parts(found: Balance, path: Path, tallies: dict[str, Outcome], account: Account) -> None:
+    """What has become of a part of an item, whose replay is under way; all of it is in quarantine still."""
+    for name, tally in tallies.items():
+        if item_of_link(name) and tally.total:
+            try:
+                uuid = read_seal(path / name).uuid
+            except OSError:
+                continue
+            if uuid and not account.has_left(uuid):
+                found.add(Sum(tally.total, tally), replay=True)
+
+
+def _compare(
+    found: Balance,
+    before: Account,
+    account: Account,
+    items: dict[bytes, _InQuarantine],
+    *,
+    waiting: set[str],
+    sending: set[str],
+) -> None:
+    """Hold the accounts against what is in quarantine, item by item, and all together."""
+    there = not_claimed_yet = 0
+    for held in account.stock():
+        item = items.get(held.uuid)
+        there += held.events
+        unclaimed = held.events - held.claimed
+        found.add(Sum(unclaimed, Outcome(quarantined=unclaimed)), replay=True)
+        if item is None and held.uuid in before.kept:
+            found.missing_items[held.name] = held
+        if item and item.stem in sending:
+            not_claimed_yet += held.claimed
+    for uuid, item in items.items():
+        if account.has_left(uuid):
+            if not item.queued:  # somebody died between saying so and doing it
+                found.unknown_items[item.name] = item.held
+        elif uuid not in account.kept:
+            if not has_row(uuid):
+                there += item.held.events
+            elif item.stem not in waiting:
+                found.unknown_items[item.name] = item.held
+    more = there - found.outcome.quarantined
+    found.quarantine_off_by = 0 if 0 < more <= not_claimed_yet else more
+
+
+def _items(directory: SpoolDirectory, forwarder: str) -> dict[bytes, _InQuarantine]:
+    """The refused events in a forwarder's quarantine, by the item's uuid."""
+    found = {}
+    for item in Quarantine(directory).items(forwarder):
+        if item.kind == "events":
+            try:
+                uuid, sealed = read_seal(item.path)
+            except FileNotFoundError:
+                continue  # its replay ended just now
+            if uuid is not None:
+                said = item.description.events
+                events = (sealed or 0) if said is None else said
+                held = held_of(uuid, item.name, events, 0)
+                found[uuid] = _InQuarantine(item.name, stem_of(item.link), held, bool(item.queued))
+    return found
+
+
+def _sending(mark: Mark | None, later: Mark | None) -> set[str]:
+    """From which segments events may be in quarantine that the cursor does not count as refused yet."""
+    marks = [each for each in (mark, later) if each and (each.state == "sending" or mark != later)]
+    return {stem_of(each.segment) for mark in marks for each in mark.ranges}
+
+
+def _queue(path: Path, names: Iterable[str], account: Account) -> dict[bytes, tuple[str, int | None]]:
+    """The segments in the queue by uuid, with their events; quarantined events are not among them."""
     found: dict[bytes, tuple[str, int | None]] = {}
-    for name in os.listdir(path) if path.is_dir() else ():
-        if not name.endswith(SEALED_SUFFIX) or item_of_link(name):
+    for name in names:
+        if item_of_link(name):
             continue
         uuid = uuid_of_name(name)
         events = account.handed.get(uuid) if uuid else None

@@ -13,9 +13,8 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Collection, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -24,7 +23,7 @@ from spool.cursor import Mark, read_mark
 from spool.directory import SEALED_SUFFIX, SpoolDirectory, SpoolError, segment_stem
 from spool.flusher_lock import Locked, flusher_lock
 from spool.imports import Copy, Parcel
-from spool.item import Item, ItemName, entry_of, item_of_link, items_in
+from spool.item import Item, entry_of, item_of_link, items_in
 from spool.key_name import KeyMissing, key_id
 from spool.reader import CHUNK_BYTES, Record, SegmentReader, SegmentUnreadable
 from spool.retention import retained_paths
@@ -87,16 +86,20 @@ def dead_spool(path: Path, own: SpoolDirectory) -> Generator[SpoolDirectory]:
 
 
 def plan_import(source: SpoolDirectory, own: SpoolDirectory, forwarders: Collection[str], seen: set[str]) -> Plan:
-    """What of a dead machine's spool is to be taken; ``forwarders`` are those of this collector. Errors: OSError."""
+    """What of a dead machine's spool is to be taken; ``forwarders`` are those of this collector. Errors: OSError.
+
+    Quarantine comes first: events of the batch that a forwarder was sending when the machine died may be there and in
+    its queue too. Of these, at most one batch for each forwarder, a flusher that runs here knows only after its next
+    start that they are in quarantine: refused again before that, they are there twice, and count twice.
+    """
     plan = Plan()
     marks = {name: _mark(source, name) for name in source.queues()}
-    for segment in _segments(source, plan):
-        _add_segment(plan, source, segment, forwarders, seen, marks)
-    targets: set[str] = set()
     for owner in sorted(os.listdir(source.quarantine_root)):
         if (source.quarantine_root / owner).is_dir():
             for item in items_in(source.quarantine_root / owner, owner, source.keyring):
-                _add_item(plan, source, own, item, forwarders, seen, targets)
+                _add_item(plan, source, item, forwarders, seen)
+    for segment in _segments(source, plan):
+        _add_segment(plan, source, segment, forwarders, seen, marks)
     for path in retained_paths(source):
         key = f"retained/{path.name}"
         if key in seen:
@@ -197,32 +200,17 @@ def _add_segment(
         plan.seen += 1
 
 
-def _add_item(
-    plan: Plan,
-    source: SpoolDirectory,
-    own: SpoolDirectory,
-    item: Item,
-    forwarders: Collection[str],
-    seen: set[str],
-    targets: set[str],
-) -> None:
-    """``targets``: names that other items have been given, relative to the spool."""
+def _add_item(plan: Plan, source: SpoolDirectory, item: Item, forwarders: Collection[str], seen: set[str]) -> None:
     key = f"quarantine/{item.owner}/{item.name}{item.path.suffix}"
     if key in seen:
         plan.seen += 1
         return
     folder = f"_quarantine/{item.owner}"
-    parsed = ItemName.parse(item.name)
-    names = [item.name] if parsed is None else chain([item.name], parsed.variants())
-    paths = ((each, f"{folder}/{each}{item.path.suffix}") for each in names)
-    name, target = next(each for each in paths if each[1] not in targets and not (own.path / each[1]).exists())
-    targets.add(target)
-    arrived = replace(item, name=name)
     queues = [each for each in source.queues() if (source.queue_root / each / item.link).exists()]
-    links = [f"_queue/{each}/{arrived.link}" for each in queues if each in forwarders]
-    copies = [_file(item.path, target, *links)]
+    links = [f"_queue/{each}/{item.link}" for each in queues if each in forwarders]
+    copies = [_file(item.path, f"{folder}/{item.path.name}", *links)]
     if item.description_path.exists():
-        copies.append(_file(item.description_path, f"{folder}/{arrived.description_path.name}"))
+        copies.append(_file(item.description_path, f"{folder}/{item.description_path.name}"))
     plan.parcels.append(Parcel(item.name, (key,), tuple(copies)))
     plan.items += 1
     plan.replays += len(links)

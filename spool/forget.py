@@ -1,5 +1,6 @@
 """Give up the queue of a forwarder that is not there any more: its events count as dropped by a person."""
 
+import hashlib
 import os
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,7 @@ from spool.seal import read_seal
 
 _PREFIX: Final = ".forget-"  # no forwarder's name begins with a dot
 _AT_ONCE: Final = 1000
+_CURSOR: Final = ".cursor"
 
 
 @dataclass
@@ -46,30 +48,41 @@ def forget(directory: SpoolDirectory, forwarder: str, *, dry_run: bool = False) 
     return found
 
 
+def _part_of(item_uuid: bytes, place: Path) -> bytes:
+    """A uuid for the part of an item that was replayed: its own one is for a replay to the end, later. The same when
+    an interrupted run is gone on with: the cursor is what goes last."""
+    at_ns = (place / _CURSOR).stat().st_mtime_ns
+    return hashlib.sha256(b"part" + item_uuid + at_ns.to_bytes(8)).digest()[:16]
+
+
 def _drop(directory: SpoolDirectory, forwarder: str, place: Path, found: Forgotten, *, dry_run: bool) -> None:
-    mark = read_mark(place / ".cursor", instance=directory.instance)
+    mark = read_mark(place / _CURSOR, instance=directory.instance)
     tallies = {each.segment: each.tally for each in mark.ranges} if mark else {}
     ledger = Ledger(directory)
     names = iter(sorted(name for name in os.listdir(place) if name.endswith(SEALED_SUFFIX)))
     while some := list(islice(names, _AT_ONCE)):
-        ends = []
+        ends, parts = [], []
         for name in some:
             found.segments += 1
-            if item_of_link(name):  # its events are in quarantine, and stay there
-                continue
             uuid, events = read_seal(place / name)
             tally = tallies.get(name, NOTHING)._replace(unknown=0)
+            if item_of_link(name):  # its events are in quarantine, and stay there
+                if uuid is not None and tally.total:
+                    parts.append((_part_of(uuid, place), tally.total, tally))
+                continue
             events = tally.total if events is None else events
             found.events += max(0, events - tally.total)
             if uuid is not None:
                 ends.append((uuid, events, tally.plus(Outcome(dropped=max(0, events - tally.total)))))
         if not dry_run:
             ledger.add_all(forwarder, ends)
+            ledger.handed(forwarder, [each[:2] for each in parts], replay=True)
+            ledger.add_all(forwarder, parts)
             for name in some:
                 (place / name).unlink(missing_ok=True)
     ledger.close()
     if not dry_run:
-        for name in os.listdir(place):
+        for name in sorted(os.listdir(place), key=lambda name: name == _CURSOR):
             (place / name).unlink()
         place.rmdir()
         fsync_directory(directory.queue_root)

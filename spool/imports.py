@@ -8,25 +8,27 @@
 
 From ``ready`` files move to their places by rename, then KEYS is appended to ``seen``, then ``ready`` goes. Whoever
 comes next goes on with a ``ready`` that is there: what has moved is not in it any more, so it cannot arrive twice,
-though a flusher may have delivered it meanwhile.
+though a flusher may have delivered it meanwhile. An item whose name in quarantine is another one's gets a free name;
+NAMES in ``ready`` says so before it arrives, for its description and its replays, which come after it.
 """
 
 import contextlib
 import fcntl
-import hashlib
+import filecmp
+import json
 import logging
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from spool.directory import DIRECTORY_MODE, FILE_MODE, SEALED_SUFFIX, SpoolDirectory, fsync_directory
 from spool.flusher_lock import Locked
-from spool.item import LINK_SEPARATOR, item_of_link
+from spool.item import DESCRIPTION_SUFFIX, LINK_SEPARATOR, ItemName, held_of, item_of_link, link_of
 from spool.ledger import Ledger
-from spool.outcome import Outcome
 from spool.seal import read_seal
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ BATCH_FILES: Final = 64
 BATCH_BYTES: Final = 64 * 1024 * 1024
 
 _KEYS: Final = "KEYS"
+_NAMES: Final = "NAMES"
 _FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -112,25 +115,30 @@ class Imports:
         """Move what is ready to where it belongs; quarantine first, because queues refer to it."""
         if not self._ready.is_dir():
             return
-        files = sorted(path.relative_to(self._ready) for path in self._ready.rglob("*") if path.is_file())
+        files = [path.relative_to(self._ready) for path in sorted(self._ready.rglob("*/*")) if path.is_file()]
+        items = [name for name in files if name.parts[0] == "_quarantine" and name.suffix != DESCRIPTION_SUFFIX]
+        links = [name for name in files if name.parts[0] == "_queue" and item_of_link(name.name)]
         ledger = Ledger(self._directory)
+        arrived = _Names(self._ready / _NAMES)
         touched = set()
         for name in files:
-            target = self._directory.path / name
-            if name == Path(_KEYS):
-                continue
             if len(name.parts) == 3:
                 make = self._directory.queue if name.parts[0] == "_queue" else self._directory.quarantine
-                make(name.parts[1])
-            touched.add(target.parent)
+                touched.add(make(name.parts[1]))
+        for name in items:
+            self._deliver_item(name, arrived, ledger)
+        for name in set(files).difference(items, links):
+            target = self._directory.path / name
+            if name.parts[0] == "_quarantine":
+                target = target.with_name(arrived.of(name.parts[1], name.stem) + name.suffix)
             uuid, events = self._seal(name)
-            if uuid and name.parts[0] == "_quarantine":  # before: what leaves quarantine has to have been in it
-                own = hashlib.sha256(b"imported" + uuid).digest()[:16]  # uuid is for the row that its replay will write
-                ledger.add(own, name.parts[1], events, Outcome(quarantined=events))
+            touched.add(target.parent)
             if not os.path.lexists(target):
                 os.rename(self._ready / name, target)
             if uuid and name.parts[0] == "_queue":  # after: what was handed out has to be in a queue
                 ledger.handed(name.parts[1], [(uuid, events)], replay=LINK_SEPARATOR in name.name)
+        for name in links:
+            self._deliver_replay(name, arrived)
         ledger.close()
         for folder in touched:
             fsync_directory(folder)
@@ -139,6 +147,43 @@ class Imports:
             _append(self._place / "seen", keys.read_bytes())
         shutil.rmtree(self._ready)
         fsync_directory(self._place)
+
+    def _deliver_item(self, name: Path, arrived: "_Names", ledger: Ledger) -> None:
+        """Into quarantine, in nobody's place: where another item has its name, under a free one."""
+        source, owner = self._ready / name, name.parts[1]
+        place = self._directory.quarantine_root / owner
+        parsed = ItemName.parse(name.stem)
+        given = arrived.of(owner, name.stem)
+        uuid, events = self._seal(name)
+        for each in chain([given], parsed.variants() if parsed else ()):
+            target = place / (each + name.suffix)
+            if each != given:
+                arrived.put(owner, name.stem, each)
+            if not os.path.lexists(target) and self._is_queued(owner, each):
+                continue  # its end will remove what has the name then
+            if uuid and not os.path.lexists(target):  # before: what leaves quarantine has to have been in it
+                ledger.kept(owner, [held_of(uuid, each, events, 0)])
+            try:
+                os.link(source, target)
+            except FileExistsError:
+                if not filecmp.cmp(source, target, shallow=False):
+                    continue
+            fsync_directory(place)
+            source.unlink()
+            return
+
+    def _deliver_replay(self, name: Path, arrived: "_Names") -> None:
+        """Queue an item again that was queued where it comes from; nothing, when it is gone already."""
+        owner, item = item_of_link(name.name) or ("", "")
+        given = arrived.of(owner, item)
+        path = self._directory.quarantine_root / owner / (given + SEALED_SUFFIX)
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            os.link(path, self._directory.queue_root / name.parts[1] / link_of(owner, given))
+        (self._ready / name).unlink()
+
+    def _is_queued(self, owner: str, item: str) -> bool:
+        link, root = link_of(owner, item), self._directory.queue_root
+        return any(os.path.lexists(root / queue / link) for queue in self._directory.queues())
 
     def _seal(self, name: Path) -> tuple[bytes | None, int]:
         """Uuid and events of a segment that queues or quarantine are given, for the ledger; None of anything else."""
@@ -154,6 +199,27 @@ class Imports:
         except FileNotFoundError:
             return set()
         return set(text.split("\n")[:-1])
+
+
+class _Names:
+    """The names that items have here, where these are others than where they come from; kept in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._names: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+
+    def of(self, owner: str, item: str) -> str:
+        """Its name here."""
+        return self._names.get(f"{owner}/{item}", item)
+
+    def put(self, owner: str, item: str, name: str) -> None:
+        """It is about to arrive under another name."""
+        self._names[f"{owner}/{item}"] = name
+        new = self._path.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        _write(new, [json.dumps(self._names).encode()])
+        os.rename(new, self._path)
+        fsync_directory(self._path.parent)
 
 
 @contextlib.contextmanager

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self
 
 from spool import box
-from spool.directory import OPEN_SUFFIX, SEALED_SUFFIX
+from spool.directory import OPEN_SUFFIX, SEALED_SUFFIX, uuid_of_name
 from spool.key_name import KeyMissing
+from spool.outcome import NO_UUID, Held
 from spool.reader import Record
 from spool.record import Entry, Origin, RecordType, encode_moved
 from spool.segment import encode_segment
@@ -123,6 +124,14 @@ class Item:
     def link(self) -> str:
         """The item's name in a queue that it is replayed through."""
         return link_of(self.owner, self.name)
+
+
+def held_of(uuid: bytes, name: str, events: int, claimed: int) -> Held:
+    """What the ledger says of an item of this name."""
+    parsed = ItemName.parse(name)
+    segment = uuid_of_name(parsed.segment + SEALED_SUFFIX) if parsed else None
+    first, last = (parsed.first, parsed.last) if parsed else (0, 0)
+    return Held(uuid, events, claimed, segment or NO_UUID, first, last)
 
 
 def link_of(owner: str, name: str) -> str:

@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 
 
 class Known(NamedTuple):
-    """In which item an event is, and whether it ``came`` as it comes now, which is then a repeat, or in another way."""
+    """In which item an event is, and whether it ``came`` as it comes now, which is then a repeat, or in another way.
+
+    ``uuid`` and ``events``: of the item.
+    """
 
     item: str
     came: bool
+    uuid: bytes
+    events: int
 
 
 class KnownEvents:
@@ -69,9 +74,10 @@ class KnownEvents:
                 continue
             described = read_description(self._place / (name + DESCRIPTION_SUFFIX), self._keyring)
             same_way = described.segment == account and (not replay_of or described.replay_of == replay_of)
-            known = Known(name, same_way or not described.segment)
             try:
                 with SegmentReader(self._place / (name + EVENTS_SUFFIX), self._keyring) as reader:
+                    events = reader.seal.event_count if reader.seal else 0
+                    known = Known(name, same_way or not described.segment, reader.header.uuid, events)
                     for part in reader.records():
                         if isinstance(part, Record) and part.origin:
                             keys = event_keys(part.origin, part.event_count)

@@ -10,6 +10,14 @@ that what is done again after a crash replaces what it did before, and adds noth
 So every segment that was handed out is in its queue or has a DONE row; one that has neither was taken away by
 somebody else. A HANDED row is synced by the DONE row of any segment after it.
 
+An item of the quarantine likewise has two (`spool.account` says what they count for):
+
+    refused:             item, KEPT row, fdatasync, cursor
+    replayed, dropped:   REPLAY_ENDED or LEFT row, fdatasync, unlink
+
+So every item is there, or has the row of its end; and one without a row KEPT is in no account: its batch is not
+acknowledged, and comes again.
+
 Bounded: when a file has grown to 65,536 rows, all but the newest 16,384 ends are folded into totals, and the file is
 replaced (whole, by rename). By then a crash cannot bring those segments back.
 
@@ -25,13 +33,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from spool import drafts
+from spool.account import Account
 from spool.directory import FILE_MODE, SpoolDirectory, SpoolError, fsync_directory
-from spool.outcome import NO_UUID, NOTHING, ROW_BYTES, Outcome, Row, RowKind
+from spool.outcome import ROW_BYTES, Held, Outcome, Row, RowKind
 
 log = logging.getLogger(__name__)
 
@@ -41,67 +49,6 @@ KEEP_ROWS: Final = 16_384
 
 _FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ_ROWS: Final = 8192
-
-
-@dataclass
-class Sum:
-    """Events, and what became of them, of many segments."""
-
-    events: int = 0
-    outcome: Outcome = NOTHING
-
-    def add(self, events: int, outcome: Outcome) -> None:
-        """Take in one more."""
-        self.events += events
-        self.outcome = self.outcome.plus(outcome)
-
-
-@dataclass
-class Account:
-    """What one forwarder's file says.
-
-    ``handed``: events of the segments that were put into its queue, by uuid; ``replays`` are those that a replay put
-    there. ``done``: the rows of those that left it. ``folded`` and ``folded_replays``: sums over older ones.
-    """
-
-    handed: dict[bytes, int] = field(default_factory=dict)
-    replays: set[bytes] = field(default_factory=set)
-    done: dict[bytes, Row] = field(default_factory=dict)
-    folded: Sum = field(default_factory=Sum)
-    folded_replays: Sum = field(default_factory=Sum)
-    damaged_rows: int = 0
-
-    def take(self, row: Row) -> None:
-        """Add a row; rows come in the order of the file."""
-        match row.kind:
-            case RowKind.HANDED:
-                self.handed[row.uuid] = row.events
-            case RowKind.REPLAYED:
-                self.handed[row.uuid] = row.events
-                self.replays.add(row.uuid)
-            case RowKind.DONE:
-                self.done.pop(row.uuid, None)  # so that the order is that of the last rows
-                self.done[row.uuid] = row
-            case RowKind.TOTAL:
-                self.folded.add(row.events, row.outcome)
-            case RowKind.TOTAL_REPLAYED:
-                self.folded_replays.add(row.events, row.outcome)
-
-    def fold(self, keep: int) -> list[Row]:
-        """The rows that say the same with all but the newest ``keep`` ends in the totals."""
-        for uuid in list(self.done)[: max(0, len(self.done) - keep)]:
-            row = self.done.pop(uuid)
-            (self.folded_replays if uuid in self.replays else self.folded).add(row.events, row.outcome)
-            self.handed.pop(uuid, None)
-            self.replays.discard(uuid)
-        now = time.time_ns() // 1_000_000
-        rows = [
-            Row(RowKind.TOTAL, NO_UUID, self.folded.events, self.folded.outcome, now),
-            Row(RowKind.TOTAL_REPLAYED, NO_UUID, self.folded_replays.events, self.folded_replays.outcome, now),
-        ]
-        for uuid, events in self.handed.items():
-            rows.append(Row(RowKind.REPLAYED if uuid in self.replays else RowKind.HANDED, uuid, events))
-        return rows + list(self.done.values())
 
 
 class Ledger:
@@ -137,9 +84,31 @@ class Ledger:
 
     def add_all(self, forwarder: str, ends: Iterable[tuple[bytes, int, Outcome]]) -> None:
         """`add` for several segments at once."""
+        self.enter(forwarder, [Row(RowKind.DONE, *end) for end in ends])
+
+    def kept(self, forwarder: str, items: Iterable[Held]) -> None:
+        """Items are in the quarantine of ``forwarder``, and in its account."""
+        self.enter(forwarder, map(Row.kept, items))
+
+    def left(self, forwarder: str, item_uuid: bytes, events: int) -> None:
+        """An item is about to leave the quarantine of ``forwarder``, and not by a replay of its own."""
+        self.enter(forwarder, [Row(RowKind.LEFT, item_uuid, events, Outcome(dropped=events))])
+
+    def replay_ended(self, forwarder: str, owner: str, item_uuid: bytes, events: int, outcome: Outcome) -> None:
+        """A replay of an item of ``owner`` is about to leave the queue of ``forwarder``: what became of its events."""
+        if forwarder == owner:
+            self.enter(owner, [Row(RowKind.REPLAY_ENDED, item_uuid, events, outcome)])
+        else:
+            self.handed(forwarder, [(item_uuid, events)], replay=True)
+            self.add(item_uuid, forwarder, events, outcome)
+            self.left(owner, item_uuid, events)
+
+    def enter(self, forwarder: str, rows: Iterable[Row]) -> None:
+        """Rows as they are, but for the time, and for damage of which nobody knows how much it was."""
         now = self._wall_ns() // 1_000_000
-        rows = [Row(RowKind.DONE, uuid, events, outcome.of(events), now) for uuid, events, outcome in ends]
-        self._append(forwarder, rows, sync=True)
+        dated = [row._replace(outcome=row.outcome.of(row.events), written_ms=now) for row in rows]
+        if dated:
+            self._append(forwarder, dated, sync=True)
 
     def retry(self) -> None:
         """Append the rows that wait in memory, where the disk takes them now."""
@@ -194,7 +163,7 @@ class Ledger:
 
     def _fold(self, forwarder: str) -> None:
         path = ledger_path(self._directory, forwarder)
-        rows = read_account(self._directory, forwarder).fold(KEEP_ROWS)
+        rows = read_account(self._directory, forwarder).fold(KEEP_ROWS, self._wall_ns() // 1_000_000)
         drafts.replace(self._directory, path, b"".join(row.encode() for row in rows))
         self._fold_at[forwarder] = max(FOLD_ROWS, 2 * len(rows))
 

@@ -15,7 +15,16 @@ A row is 80 bytes, little-endian:
     damaged      i64      cannot be read
 
 In a row of kind DONE or of a total ``events`` is the sum of the five behind it; where it is not, `collector audit`
-says so. A replay of quarantined events accepts nothing new: its ``events`` is 0, what is forwarded leaves quarantine.
+says so. An item of the quarantine has rows of its own, with its uuid, in the file of the forwarder that refused it:
+KEPT when it is in the account; and as its end REPLAY_ENDED, when that forwarder was done with its replay, or else LEFT,
+when it was given to another forwarder or dropped by a person. ``events`` is how many are in it. KEPT goes on with:
+
+    first        i64      offset of the first record it comes from
+    claimed      i64      how many of its events are ``quarantined`` in the row, or the cursor, of what they came in
+    last         i64      offset of the last record
+    segment     16 bytes  uuid of the segment that its name begins with; 0 where it begins otherwise
+
+Before there were such rows, an item left with a row DONE of 0 events that took them out of quarantine.
 """
 
 import enum
@@ -57,14 +66,34 @@ class Outcome(NamedTuple):
 NOTHING: Final = Outcome()
 
 
+class Held(NamedTuple):
+    """An item that is in an account, as its row says: see there."""
+
+    uuid: bytes
+    events: int
+    claimed: int
+    segment: bytes = NO_UUID
+    first: int = 0
+    last: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its name, but for the time that the segment's begins with."""
+        return f"{self.segment.hex()}.{self.first}-{self.last}"
+
+
 class RowKind(enum.IntEnum):
-    """What a row says: a segment was put into the queue (by the flusher, by a replay), its end, or a sum of ends."""
+    """What a row says: a segment was put into the queue (by the flusher, by a replay), its end, or a sum of ends; and
+    of an item: it is in the account, its own forwarder is done with its replay, it left in another way."""
 
     HANDED = 1
     REPLAYED = 2
     DONE = 3
     TOTAL = 4
     TOTAL_REPLAYED = 5
+    KEPT = 6
+    REPLAY_ENDED = 7
+    LEFT = 8
 
 
 class Row(NamedTuple):
@@ -75,6 +104,19 @@ class Row(NamedTuple):
     events: int
     outcome: Outcome = NOTHING
     written_ms: int = 0
+
+    @classmethod
+    def kept(cls, item: "Held") -> Self:
+        """An item is in the account."""
+        high, low = (int.from_bytes(half, signed=True) for half in (item.segment[:8], item.segment[8:]))
+        return cls(RowKind.KEPT, item.uuid, item.events, Outcome(item.first, item.claimed, item.last, high, low))
+
+    @property
+    def held(self) -> "Held":
+        """The item that a row KEPT is about."""
+        first, claimed, last, high, low, _ = self.outcome
+        segment = high.to_bytes(8, signed=True) + low.to_bytes(8, signed=True)
+        return Held(self.uuid, self.events, claimed, segment, first, last)
 
     def encode(self) -> bytes:
         """Its 80 bytes."""

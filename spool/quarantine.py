@@ -40,7 +40,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from spool import box, drafts
+from spool.account import with_row
 from spool.ballast import Ballast
+from spool.cursor import read_mark
 from spool.directory import SpoolDirectory, fsync_directory
 from spool.export import export_item, same_bytes
 from spool.item import (
@@ -55,6 +57,7 @@ from spool.item import (
     RefusedRecord,
     encode_item,
     event_keys,
+    held_of,
     item_of_link,
     items_in,
     link_of,
@@ -65,7 +68,7 @@ from spool.item import (
 from spool.key_name import KeyMissing
 from spool.known_events import KnownEvents
 from spool.ledger import Ledger
-from spool.outcome import Outcome
+from spool.outcome import NOTHING, Held, Outcome
 from spool.reader import Damage, Record, SegmentReader, SegmentUnreadable
 from spool.seal import read_seal
 
@@ -78,10 +81,12 @@ DAMAGE_OWNER: Final = "spool"
 
 class Kept(NamedTuple):
     """Of refused events: how many are ``new`` here, and how many are here from before, having come another way than
-    now (``elsewhere``). The rest are here since a repeat of the same."""
+    now (``elsewhere``). The rest are here since a repeat of the same. ``items``: those that hold the new and the
+    repeated ones, in their order, with how many of them as ``claimed``: for the ledger."""
 
     new: int
     elsewhere: int = 0
+    items: tuple[Held, ...] = ()
 
 
 class Quarantine:
@@ -134,6 +139,7 @@ class Quarantine:
         found = known.items_of(account, refused, replay_of=own, leaves=lambda name: self._is_queued(forwarder, name))
         new: list[RefusedRecord] = []
         repeated: set[str] = set()
+        claims: dict[str, Held] = {}
         elsewhere = 0
         waiting = list(refused[::-1])
         while waiting:
@@ -143,6 +149,10 @@ class Quarantine:
             if len(held) == record.event_count:
                 repeated.update(each.item for each in held)
                 elsewhere += sum(not each.came for each in held)
+                for each in held:
+                    if each.came:
+                        item = claims.get(each.item) or held_of(each.uuid, each.item, each.events, 0)
+                        claims[each.item] = item._replace(claimed=item.claimed + 1)
             elif held and split and record.event_count > 1:
                 waiting += split(record)[::-1]
             else:
@@ -157,7 +167,10 @@ class Quarantine:
             if before.segment:
                 again = replace(again, segment=before.segment, replay_of=before.replay_of)
             self._describe(path, again, before)
-        return Kept(self._add_item(place, known, segment, new, said, replayed) if new else 0, elsewhere)
+        items = list(claims.values())
+        if new:
+            items.append(self._add_item(place, known, segment, new, said, replayed))
+        return Kept(sum(each.event_count for each in new), elsewhere, tuple(items))
 
     def add_damage(self, reader: SegmentReader, damage: Damage) -> bool:
         """Keep a damaged range of a segment that is being read; False when it was kept before."""
@@ -232,14 +245,14 @@ class Quarantine:
             raise QuarantineError(f"{item.name}: is not in quarantine any more") from exc
 
     def drop(self, item: Item) -> int | None:
-        """Delete an item for good, and stop its replay; returns how many events were in it. Errors: OSError."""
+        """Delete an item for good, and stop its replays; returns how many events were in it. Errors: OSError."""
+        if item.kind == "events":
+            self._enter_drop(item)
         for forwarder in self._directory.queues():
             queue = self._directory.queue_root / forwarder
             with contextlib.suppress(FileNotFoundError):
                 (queue / item.link).unlink()
                 fsync_directory(queue)
-        if item.kind == "events":
-            self._enter_drop(item)
         _remove(item.path)
         log.warning("quarantined item dropped", extra={"item": item.name, "events": item.description.events})
         return item.description.events
@@ -250,10 +263,23 @@ class Quarantine:
         except FileNotFoundError:
             return
         events = events if item.description.events is None else item.description.events
-        if uuid and events:
-            ledger = Ledger(self._directory)
-            ledger.add(uuid, item.owner, 0, Outcome(quarantined=-events, dropped=events))
-            ledger.close()
+        if not uuid or not events:
+            return
+        ledger = Ledger(self._directory)
+        ledger.left(item.owner, uuid, events)
+        for forwarder in self._directory.queues():  # a part of it may have been replayed
+            path = self._directory.queue_root / forwarder / item.link
+            done = self._tally(path) if os.path.lexists(path) else NOTHING
+            if done.total:
+                outcome = done.plus(Outcome(dropped=max(0, events - done.total)))
+                ledger.replay_ended(forwarder, item.owner, uuid, events, outcome)
+        ledger.close()
+
+    def _tally(self, link: Path) -> Outcome:
+        """What has become of the events of a replay, as the cursor of its queue says."""
+        mark = read_mark(link.parent / ".cursor", instance=self._directory.instance)
+        tallies = {each.segment: each.tally for each in mark.ranges} if mark else {}
+        return tallies.get(link.name, NOTHING)._replace(unknown=0)
 
     def export(self, item: Item, to: Path, *, dry_run: bool = False) -> bool:
         """Copy an item, decrypted, into its owner's directory in ``to``: see `spool.export`. False when it is there.
@@ -262,16 +288,24 @@ class Quarantine:
         """
         return export_item(item, to, self._keyring, dry_run=dry_run)
 
-    def replayed(self, link: str) -> bool:
+    def replayed(self, link: Path) -> bool:
         """Remove the item behind a queue's link, its events being delivered or refused anew; for `Queue.finish`.
 
-        False when the link is none of an item, or the item is gone. Errors: OSError.
+        False when the link is none of an item, or the item is gone, or another one has its name now. Errors: OSError;
+        FileNotFoundError when the link is gone: it was dropped.
         """
-        source = item_of_link(link)
+        source = item_of_link(link.name)
         if source is None:
             return False
         owner, name = source
-        return _remove(self._directory.quarantine_root / owner / (name + EVENTS_SUFFIX))
+        queued = os.lstat(link)
+        path = self._directory.quarantine_root / owner / (name + EVENTS_SUFFIX)
+        try:
+            if not os.path.samestat(queued, os.lstat(path)):
+                return False
+        except FileNotFoundError:
+            return False
+        return _remove(path)
 
     def _parts(self, item: Item) -> Iterator[Record | Damage]:
         if item.kind == "bytes":
@@ -294,10 +328,11 @@ class Quarantine:
         records: Sequence[RefusedRecord],
         said: Description,
         replayed: Description | None,
-    ) -> int:
+    ) -> Held:
         events = sum(record.event_count for record in records)
         key = self._keyring.writing if self._keyring else None
-        data = encode_item(records, uuid=uuids.uuid4().bytes, created_ns=self._wall_ns(), key=key)
+        uuid = with_row(uuids.uuid4().bytes)
+        data = encode_item(records, uuid=uuid, created_ns=self._wall_ns(), key=key)
         offsets = [record.origin.offset for record in records]
         for name in ItemName(stem_of(segment), min(offsets), max(offsets)).variants():
             path = place / (name + EVENTS_SUFFIX)
@@ -306,7 +341,7 @@ class Quarantine:
                 break
         self._describe_new(path, replace(said, events=events, size=len(data)), replayed)
         known.add(name)
-        return events
+        return held_of(uuid, name, events, events)
 
     def _description_behind(self, link: tuple[str, str]) -> Description:
         owner, name = link

@@ -229,7 +229,7 @@ class Queue:
         path = self.path / segment
         released = 0
         try:
-            item_removed = self._quarantine.replayed(segment)  # before the link: a crash in between repeats both
+            item_removed = self._quarantine.replayed(path)  # before the link: a crash in between repeats both
             size = _unlink(self._directory, path, self._optional)
             released = 0 if LINK_SEPARATOR in segment else size  # a replay's bytes never were in the backlog
             if item_removed:
@@ -264,9 +264,11 @@ class Queue:
     def _read(self) -> None:
         self._read_at = self._monotonic()
         for name in list(self._undeletable):
+            path = self.path / name
             with contextlib.suppress(OSError):
-                self._quarantine.replayed(name)
-                (self.path / name).unlink(missing_ok=True)
+                if os.path.lexists(path):
+                    self._quarantine.replayed(path)
+                    path.unlink(missing_ok=True)
                 self._undeletable.discard(name)
         changed = os.stat(self.path).st_mtime_ns
         names = self._oddities.regular_files(self.path, SEALED_SUFFIX)

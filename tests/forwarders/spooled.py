@@ -106,17 +106,20 @@ def offsets_in(segment: Path) -> list[tuple[int, int]]:
 
 
 class Bench:
-    """One spool, one forwarder ``fake``, and a clock."""
+    """One spool, one forwarder ``fake``, and a clock. Another bench on the same path is another forwarder."""
 
-    def __init__(self, path: Path, flush: FlushSettings = WANTED, *, identical_repeats: bool = False) -> None:
+    def __init__(
+        self, path: Path, flush: FlushSettings = WANTED, *, identical_repeats: bool = False, name: str = "fake"
+    ) -> None:
         self.directory = SpoolDirectory.open(path / "spool")
+        self.name = name
         self.clock = Clock()
         self.figures = Figures()
         self.common = Figures()
-        self.destination = Destination(identical_repeats=identical_repeats)
+        self.destination = Destination(name, identical_repeats=identical_repeats)
         self.flush = flush
         self.make: Callable[[], Forwarder] = lambda: self.destination
-        self.queue = self.directory.queue("fake")
+        self.queue = self.directory.queue(name)
         self.quarantine = Quarantine(self.directory)
         self.lane = self.start()
 
@@ -126,7 +129,7 @@ class Bench:
         status.put("ok")
         self.lane = Lane(
             self.directory,
-            Configured("fake", lambda: self.make(), self.flush, self.figures),
+            Configured(self.name, lambda: self.make(), self.flush, self.figures),
             status=status,
             quarantine=Quarantine(self.directory),
             released=lambda size: self.common.add("released_bytes_total", size),
@@ -163,9 +166,9 @@ class Bench:
         self.flush = replace(self.flush, **changes)  # type: ignore[arg-type]
         self.start()
 
-    def quarantined(self, owner: str = "fake") -> list[str]:
-        """The ids of the events in quarantine."""
-        return sorted(self._quarantined(owner))
+    def quarantined(self, owner: str | None = None) -> list[str]:
+        """The ids of the events in quarantine, its own or another one's."""
+        return sorted(self._quarantined(owner or self.name))
 
     def _quarantined(self, owner: str) -> Iterator[str]:
         for item in self.quarantine.items(owner):

@@ -56,7 +56,7 @@ def test_a_record_that_is_condemned_after_a_part_of_it_was_refused(bench: Bench)
     assert batch is not None
     bench.lane._refusals.condemn(batch, batch.pieces[0], "processes die of it")
     bench.lane._reader.advance(batch)
-    bench.lane._progress.done(batch.ranges)
+    bench.lane._progress.done(batch.ranges, bench.lane._refusals.claims(batch))
     bench.flush_with(batch_max_events=100)
 
     replay_all(bench)

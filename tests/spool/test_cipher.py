@@ -187,9 +187,9 @@ def test_quarantine_is_encrypted_and_with_the_key_can_be_shown_replayed_and_expo
     segment = write(directory, SECRET)
     kept = Quarantine(directory)
     refused = [RefusedRecord(Origin(bytes(16), 64, (1,)), SECRET, 1, 10**18)]
-    assert kept.add_events("archive", segment.name, refused, reason="refused", error=ERROR) == (1, 0)
+    assert kept.add_events("archive", segment.name, refused, reason="refused", error=ERROR)[:2] == (1, 0)
     again = Quarantine(directory).add_events("archive", segment.name, refused, reason="refused", error=ERROR)
-    assert again == (0, 0)  # known
+    assert again[:2] == (0, 0)  # known
     assert kept.add_bytes(segment.name, 64, 96, [LONG], reason="does not decode")
     assert not Quarantine(directory).add_bytes(segment.name, 64, 96, [LONG], reason="does not decode")
     directory.queue("archive")

@@ -102,7 +102,8 @@ def test_a_batch_repeated_after_a_crash_keeps_nothing_twice(directory: SpoolDire
     for attempt in (1, 2, 3):
         quarantine = Quarantine(directory)
         kept = quarantine.add_events("influxdb", SEGMENT, refused(3, 5), reason="refused")
-        assert kept == ((2, 0) if attempt == 1 else (0, 0))
+        assert kept[:2] == ((2, 0) if attempt == 1 else (0, 0))
+        assert [(each.events, each.claimed) for each in kept.items] == [(2, 2)]
 
         (item,) = quarantine.items()
         assert item.description.attempts == attempt

@@ -1,0 +1,236 @@
+"""What is replayed, in whatever way and however often, is in the accounts as it is in the queues and in quarantine."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from spooled import Bench, event, put
+
+from formats.event import Event
+from forwarders.contract import Refused
+from forwarders.flush_settings import Names
+from forwarders.replay import Replay, Wanted
+from spool.audit import Balance, audit, settle
+from spool.forget import forget
+from spool.ledger import Ledger
+from spool.outcome import Held
+from spool.queue import distribute
+
+
+class Died(BaseException):
+    """What a process is ended by."""
+
+
+def refuse(batch: Sequence[Event]) -> None:
+    raise Refused(list(range(len(batch))), "bad")
+
+
+def refuse_odd(batch: Sequence[Event]) -> None:
+    odd = [at for at, each in enumerate(batch) if each.name == "odd"]
+    if odd:
+        raise Refused(odd, "odd")
+
+
+def take(batch: Sequence[Event]) -> None:
+    """Store all of it."""
+
+
+def look(bench: Bench) -> Balance:
+    (found,) = [each for each in audit(bench.directory, looks=1) if each.forwarder == bench.name]
+    return found
+
+
+def events_of(items: dict[str, Held]) -> dict[str, int]:
+    return {name: item.events for name, item in items.items()}
+
+
+def figures(bench: Bench) -> Balance:
+    """The accounts of a bench's forwarder, which add up, and are right about quarantine."""
+    found = look(bench)
+    assert found.ok, found
+    assert found.accepted + found.replayed == found.pending + found.outcome.total
+    assert found.outcome.quarantined == len(bench.quarantined())
+    assert min(found.outcome) >= 0
+    return found
+
+
+def columns(bench: Bench) -> tuple[int, int, int, int, int, int]:
+    """accepted, replayed, forwarded, quarantined, skipped, dropped."""
+    found = figures(bench)
+    return (found.accepted, found.replayed, *found.outcome[:4])
+
+
+def die_before_the_acknowledgement(bench: Bench) -> None:
+    def die(*_: object) -> None:
+        raise Died
+
+    bench.lane._acked = die  # type: ignore[method-assign]
+    with pytest.raises(Died):
+        bench.work_for(2)
+
+
+def refused(bench: Bench, count: int = 3) -> list[str]:
+    """Hand out a segment, and let everything of it be refused."""
+    ids = put(bench.directory, [event(n) for n in range(count)])
+    distribute(bench.directory, [bench.name], ledger=Ledger(bench.directory))
+    bench.destination.answer = refuse
+    bench.work_for(2)
+    return ids
+
+
+@pytest.fixture
+def bench(memory_path: Path) -> Bench:
+    return Bench(memory_path)
+
+
+@pytest.fixture
+def other(memory_path: Path, bench: Bench) -> Bench:
+    return Bench(memory_path, name="other")
+
+
+@pytest.mark.parametrize("own_first", [True, False])
+@pytest.mark.parametrize("own", [take, refuse])
+@pytest.mark.parametrize("others", [take, refuse])
+def test_an_item_that_is_queued_for_its_own_forwarder_and_for_another(
+    bench: Bench, other: Bench, own_first: bool, own: object, others: object
+) -> None:
+    refused(bench)
+    (item,) = bench.quarantine.items("fake")
+    bench.quarantine.replay(item)
+    bench.quarantine.replay(item, to="other")
+    bench.destination.answer, other.destination.answer = own, others  # type: ignore[assignment]
+    for each in (bench, other) if own_first else (other, bench):
+        each.work_for(2)
+        figures(bench)
+
+    assert columns(bench) == ((3, 0, 3, 0, 0, 0) if own is take else (3, 0, 0, 3, 0, 0))
+    assert columns(other) == ((0, 3, 3, 0, 0, 0) if others is take else (0, 3, 0, 3, 0, 0))
+
+
+def test_an_item_that_another_forwarder_took_has_left(bench: Bench, other: Bench) -> None:
+    refused(bench)
+    (item,) = bench.quarantine.items("fake")
+    bench.quarantine.replay(item, to="other")
+    other.work_for(2)
+
+    assert columns(bench) == (3, 0, 0, 0, 0, 3)
+    assert columns(other) == (0, 3, 3, 0, 0, 0)
+
+
+def test_a_stretch_of_the_past_replayed_twice_and_refused_twice(bench: Bench) -> None:
+    put(bench.directory, [event(n) for n in range(4)])
+    distribute(bench.directory, ["fake"], ledger=Ledger(bench.directory), retain=True)
+    bench.work_for(2)
+    for answer in (refuse, refuse, take):
+        bench.destination.answer = answer
+        one = Replay(bench.directory, "fake", Wanted(), names=Names(["*"]))
+        assert one.run(one.sources()).queued == 4
+        bench.work_for(2)
+
+    assert columns(bench) == (4, 12, 8, 8, 0, 0)
+
+
+@pytest.mark.parametrize("then", [take, refuse])
+@pytest.mark.parametrize("person", ["nobody", "replay", "drop", "other"])
+def test_a_batch_that_was_refused_and_not_acknowledged_before_a_kill(
+    bench: Bench, other: Bench, person: str, then: object
+) -> None:
+    """Its item is in quarantine and in no account yet; then it comes again, or does not."""
+    bench.destination.answer = refuse
+    put(bench.directory, [event(n) for n in range(3)])
+    distribute(bench.directory, ["fake"], ledger=Ledger(bench.directory))
+    die_before_the_acknowledgement(bench)
+    assert [each.ok for each in audit(bench.directory, looks=1)] == [True, True]
+    (item,) = bench.quarantine.items("fake")
+    if person == "replay":
+        bench.quarantine.replay(item)
+    elif person == "other":
+        bench.quarantine.replay(item, to="other")
+        other.work_for(2)
+    elif person == "drop":
+        bench.quarantine.drop(item)
+    bench.destination.answer = then  # type: ignore[assignment]
+    bench.start()
+    bench.work_for(3)
+
+    if person == "nobody" and then is take:  # both forwarded and in quarantine
+        found = look(bench)
+        assert (found.ok, events_of(found.unknown_items)) == (False, {item.name: 3})
+        assert settle(bench.directory, found) == 3
+        assert columns(bench) == (3, 3, 3, 3, 0, 0)
+        return
+    expected = {
+        ("nobody", refuse): (3, 0, 0, 3, 0, 0),
+        ("replay", take): (3, 3, 6, 0, 0, 0),
+        ("replay", refuse): (3, 3, 0, 3, 3, 0),
+        ("drop", take): (3, 3, 3, 0, 0, 3),
+        ("drop", refuse): (3, 3, 0, 3, 0, 3),
+        ("other", take): (3, 3, 3, 0, 0, 3),
+        ("other", refuse): (3, 3, 0, 3, 0, 3),
+    }
+    assert columns(bench) == expected[person, then]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("whose", ["own", "others"])
+@pytest.mark.parametrize("end", ["dropped", "dropped while it lies still", "forgotten"])
+def test_an_item_of_which_a_part_was_replayed(bench: Bench, other: Bench, whose: str, end: str) -> None:
+    put(bench.directory, [event(n, "odd" if n % 2 else "e") for n in range(6)])
+    distribute(bench.directory, ["fake"], ledger=Ledger(bench.directory))
+    bench.destination.answer = refuse
+    bench.work_for(2)
+    (item,) = bench.quarantine.items("fake")
+    one = bench if whose == "own" else other
+    bench.quarantine.replay(item, to=one.name)
+    one.flush_with(batch_max_events=4)
+    one.destination.answer = refuse_odd
+    one.lane.step()
+    (half,) = [each for each in one.quarantine.items(one.name) if each.name != item.name or one is other]
+    assert half.description.events == 2
+    assert figures(bench).outcome.total == figures(bench).accepted + figures(bench).replayed
+
+    if end == "forgotten":
+        one.lane.close()
+        forget(one.directory, one.name)
+    else:
+        if end == "dropped while it lies still":
+            one.lane.close()
+        bench.quarantine.drop(item)
+        if end == "dropped while it lies still":
+            one.start()
+        one.work_for(2)
+
+    expected = {
+        ("own", False): (6, 0, 2, 2, 0, 2), ("own", True): (6, 4, 2, 8, 0, 0),
+        ("others", False): (6, 0, 0, 0, 0, 6), ("others", True): (6, 0, 0, 6, 0, 0),
+    }  # fmt: skip
+    assert columns(bench) == expected[whose, end == "forgotten"]
+    if whose == "others":
+        assert columns(other) == ((0, 4, 2, 2, 0, 0) if end == "forgotten" else (0, 6, 2, 2, 0, 2))
+
+
+def test_what_is_missing_from_quarantine_and_what_nobody_knows_of_are_named_and_do_not_hide_each_other(
+    bench: Bench, memory_path: Path
+) -> None:
+    refused(bench)
+    refused(bench, 3)
+    gone, stays = bench.quarantine.items("fake")
+    stranger = Bench(memory_path / "b")
+    refused(stranger, 3)
+    (strange,) = stranger.quarantine.items("fake")
+    for path in (strange.path, strange.description_path):
+        path.rename(gone.path.with_name(path.name))
+    gone.path.unlink()
+
+    found = look(bench)
+    (missing,) = events_of(found.missing_items).items()
+    assert missing[0] in gone.name
+    assert missing[1] == 3
+    assert (found.ok, events_of(found.unknown_items), found.quarantine_off_by) == (False, {strange.name: 3}, 0)
+    assert settle(bench.directory, found) == 6
+    assert columns(bench) == (6, 3, 0, 6, 0, 3)
+    bench.destination.answer = take
+    for item in bench.quarantine.items("fake"):
+        bench.quarantine.replay(item)
+    bench.work_for(2)
+    assert columns(bench) == (6, 3, 6, 0, 0, 3)
+    assert stays.name not in [each.name for each in bench.quarantine.items()]
