@@ -413,6 +413,26 @@ def test_quarantine_drop_asks_before_it_deletes(run: Run, spool: SpoolDirectory)
     assert Quarantine(spool).items() == []
 
 
+def test_audit_names_the_items_that_are_missing_or_unknown_until_they_are_settled(
+    run: Run, spool: SpoolDirectory
+) -> None:
+    """Put there without the ledger being told, as a person would."""
+    item = refuse(spool, "big")
+    found = run("audit")
+    said = f"archive: item {item}, 1 events, is in quarantine and in no account\n"
+    assert (found.exit_code, found.stderr) == (1, said)
+    assert run("audit", "--settle").exit_code == 0
+    assert run("audit").exit_code == 0
+
+    (Quarantine(spool).items()[0].path).unlink()
+    (report,) = json.loads(run("audit", "--json").stdout)["forwarders"]
+    name = item.partition("Z-")[2]
+    assert (report["balanced"], report["missing_items"], report["quarantined"]) == (False, {name: 1}, 1)
+    found = run("audit", "--settle")
+    assert found.stderr == f"archive: item {name}, 1 events, is missing from quarantine\n"
+    assert (found.exit_code, run("audit").stderr) == (0, "")
+
+
 def test_quarantine_export_copies_the_bytes_and_the_reason(run: Run, spool: SpoolDirectory, tmp_path: Path) -> None:
     item = refuse(spool, "big")
     (tmp_path / "out").mkdir()

@@ -2,19 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from spooled import Bench, event, put
 
+from formats.envelope import encode_envelope
 from formats.event import Event
 from forwarders.contract import Refused
 from forwarders.flush_settings import Names
 from forwarders.replay import Replay, Wanted
 from spool.audit import Balance, audit, settle
 from spool.forget import forget
-from spool.ledger import Ledger
-from spool.outcome import Held
+from spool.item import encode_item
+from spool.ledger import Ledger, ledger_path
+from spool.outcome import Held, Outcome, Row, RowKind
+from spool.quarantine import RefusedRecord
 from spool.queue import distribute
+from spool.record import Origin
 
 
 class Died(BaseException):
@@ -206,6 +211,42 @@ def test_an_item_of_which_a_part_was_replayed(bench: Bench, other: Bench, whose:
     assert columns(bench) == expected[whose, end == "forgotten"]
     if whose == "others":
         assert columns(other) == ((0, 4, 2, 2, 0, 0) if end == "forgotten" else (0, 6, 2, 2, 0, 2))
+
+
+@pytest.mark.parametrize("rest", ["replayed", "dropped", "taken away", "brought"])
+def test_the_rows_of_the_version_before_are_read_and_gone_on_with(bench: Bench, rest: str) -> None:
+    """It had no rows of items: one left by taking its events out of quarantine in a row of 0 events."""
+    payloads = [encode_envelope("json", 1, [event(n)]) for n in range(2)]
+    refused = [RefusedRecord(Origin(bytes(16), 100 * n, (0,)), each, 1, 0) for n, each in enumerate(payloads)]
+    uuids = [uuid4().bytes for _ in range(4)]
+    for uuid, record in zip(uuids, refused if rest != "brought" else [*refused, *refused], strict=False):
+        name = f"20260101T000000.000000Z-{bytes(16).hex()}.{record.origin.offset}-{uuid[0]}"
+        data = encode_item([record], uuid=uuid, created_ns=1, key=None)
+        (bench.directory.quarantine("fake") / f"{name}.seg").write_bytes(data)
+    rows = [
+        Row(RowKind.HANDED, bytes(16), 9), Row(RowKind.DONE, bytes(16), 9, Outcome(forwarded=6, quarantined=3)),
+        Row(RowKind.DONE, b"an item that is gone"[:16], 0, Outcome(forwarded=1, quarantined=-1)),
+    ]  # fmt: skip
+    ledger_path(bench.directory, "fake").write_bytes(b"".join(row.encode() for row in rows))
+    if rest != "brought":
+        assert columns(bench) == (9, 0, 7, 2, 0, 0)
+    items = bench.quarantine.items("fake")
+    if rest == "replayed":
+        bench.quarantine.replay(items[0])
+        bench.work_for(2)
+        assert columns(bench) == (9, 0, 8, 1, 0, 0)
+    elif rest == "dropped":
+        bench.quarantine.drop(items[0])
+        assert columns(bench) == (9, 0, 7, 1, 0, 1)
+    elif rest == "taken away":
+        items[0].path.unlink()
+        assert look(bench).quarantine_off_by == -1
+        assert settle(bench.directory, look(bench)) == 1
+        assert columns(bench) == (9, 0, 7, 1, 0, 1)
+    else:
+        assert look(bench).quarantine_off_by == 2
+        assert settle(bench.directory, look(bench)) == 2
+        assert columns(bench) == (9, 2, 7, 4, 0, 0)
 
 
 def test_what_is_missing_from_quarantine_and_what_nobody_knows_of_are_named_and_do_not_hide_each_other(

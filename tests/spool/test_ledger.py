@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from small_disks import fill
 
+from spool.account import Account, with_row
 from spool.directory import SpoolDirectory
 from spool.ledger import FOLD_ROWS, Ledger, forwarders_in, ledger_path, read_account
-from spool.outcome import ROW_BYTES, Outcome
+from spool.outcome import ROW_BYTES, Held, Outcome, Row
 
 ALL = Outcome(forwarded=7, quarantined=1, skipped=2)
 
@@ -88,6 +89,41 @@ def test_old_rows_are_folded_and_the_sums_stay_while_others_append(directory: Sp
     assert (account.folded_replays.events, account.folded_replays.outcome.forwarded) == (4, 4)
     assert account.folded.outcome.forwarded * 10 == account.folded.events * 7
     assert account.handed.keys() - account.done.keys() == {uuid(100 + n) for n in range(count - 5, count)}
+
+
+def item(number: int, claimed: int) -> Held:
+    return Held(with_row(uuid(number)), 3, claimed, bytes([255 - number % 5] * 16), 64, 2**40)
+
+
+def test_rows_of_items_say_all_of_them_and_the_sums_stay_when_they_are_folded(directory: SpoolDirectory) -> None:
+    ledger = Ledger(directory)
+    ledger.kept("archive", [item(number, number % 4) for number in range(9)])
+    ledger.kept("archive", [item(0, 2), item(7, 1)])  # the more claimed, the later
+    ledger.replay_ended("archive", "archive", item(3, 0).uuid, 3, Outcome(forwarded=2, quarantined=1))
+    ledger.left("archive", item(3, 0).uuid, 3)  # which says less
+    ledger.left("archive", item(1, 0).uuid, 3)
+    ledger.left("archive", item(99, 0).uuid, 3)  # in no account, ever
+    account = read_account(directory, "archive")
+    expected = {item(n, {0: 2}.get(n, n % 4)) for n in range(9)} - {item(1, 1), item(3, 3)}
+    assert set(account.stock()) == expected
+
+    def sums(account: Account) -> tuple[int, Outcome]:
+        total = account.folded_replays
+        for row in account.ends.values():
+            end = account.end_of(row)
+            total.add(end.events, end.outcome)
+        return total.events, total.outcome
+
+    folded = Account()
+    for row in account.fold(0, now_ms=1):
+        decoded = Row.decode(row.encode())
+        assert decoded == row
+        folded.take(decoded)
+    assert (set(folded.stock()), folded.ends) == (expected, {})
+    # 3: all claimed; 1: one of three; 99: none
+    assert sums(folded) == sums(read_account(directory, "archive")) == (
+        0 + 2 + 3, Outcome(forwarded=2, quarantined=1 - 3 - 1, dropped=3 + 3),
+    )  # fmt: skip
 
 
 def test_while_the_disk_is_full_rows_wait_in_memory(small_disk: Path) -> None:
