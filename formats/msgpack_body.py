@@ -75,6 +75,7 @@ _SMALL_VALUE = re.compile(rb"(?s:" + _SMALL + rb")")
 _SMALL_VALUES = re.compile(
     rb"(?s:" + _SMALL + rb"){1,%d}+" % SMALL_AT_ONCE
 )  # values too small for events; arrays of one element
+_STEPS = range(1000)  # by Python, which is quicker for small values, and deep ones are beyond C
 _CONTAINER, _SIZED = -1, 0
 #: By a value's first byte: how many bytes it takes, or _CONTAINER, or _SIZED when a length follows.
 _WIDTHS = [1] * 256
@@ -181,6 +182,8 @@ class _Reader:
 
 def _checked(payload: bytes) -> tuple[object, object]:
     """Look whether this may be a payload; give its eventDate and eventGranularity. Errors: FormatError."""
+    if payload[0] not in _MAPS:
+        raise FormatError("the payload is not a map")
     plain = None
     if len(payload) <= CHECKED_AS_OBJECTS_BYTES:
         try:
@@ -202,9 +205,7 @@ def _time_value(raw: Raw) -> object:
 
 
 def _check_bytes(payload: bytes) -> None:
-    """Check a payload, known to be complete, value by value. Errors: FormatError."""
-    if payload[0] not in _MAPS:
-        raise FormatError("the payload is not a map")
+    """Check a payload, known to be a map and complete, value by value. Errors: FormatError."""
     at, left, in_map = 0, 1, False
     outside: list[tuple[int, bool]] = []  # what is left of the containers around this one
     while True:
@@ -334,23 +335,58 @@ def _items(body: bytes, at: int, left: int) -> Generator[bytes | int, None, int]
 
 def _value_end(body: bytes, at: int) -> int:
     """Where the value that begins at ``at`` ends, however deep it is. Errors: _Truncated."""
-    pending = 1
+    begin, pending = at, 1
     try:
         while pending:
-            pending -= 1
-            width = _WIDTHS[body[at]]
-            if width > 0:
-                at += width
-            elif width == _CONTAINER:
-                children, at = _children(body, at)
-                pending += children
+            for _ in _STEPS:
+                pending -= 1
+                width = _WIDTHS[body[at]]
+                if width > 0:
+                    at += width
+                elif width == _CONTAINER:
+                    children, at = _children(body, at)
+                    pending += children
+                else:
+                    at = _sized_end(body, at)
+                if not pending:
+                    break
             else:
-                at = _sized_end(body, at)
-    except LookupError:
+                if begin >= 0:
+                    end, is_deep = _skipped(body, begin, 1)
+                    if not is_deep:
+                        return end
+                    begin = -1
+                at, pending = _skipped(body, at, pending)
+    except (LookupError, msgpack.FormatError):
         at = len(body) + 1
     if at > len(body):
         raise _Truncated("the body ends inside a value, or the value is no MessagePack")
     return at
+
+
+def _skipped(body: bytes, at: int, count: int) -> tuple[int, int]:
+    """Skip ``count`` values at C's speed.
+
+    Returns where they end, or where one begins that has more than its 1,024 levels, and how many are left.
+
+    Errors: msgpack.FormatError; IndexError when the body ends before.
+    """
+    unpacker = msgpack.Unpacker(max_buffer_size=len(body))
+    fed = end = 0
+    while count:
+        try:
+            unpacker.skip()
+        except msgpack.OutOfData:
+            if at + fed >= len(body):
+                raise IndexError from None
+            unpacker.feed(body[at + fed : at + fed + PIECE_BYTES])
+            fed += PIECE_BYTES
+            continue
+        except msgpack.StackError:
+            break
+        count -= 1
+        end = unpacker.tell()
+    return at + end, count
 
 
 def _children(data: bytes, at: int) -> tuple[int, int]:

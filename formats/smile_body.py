@@ -43,6 +43,7 @@ def decode_smile(body: bytes, defaults: Defaults) -> Iterator[Decoded]:
             part.fail(element)
         elif isinstance(element, int):
             part.fail("not an object with eventName and payload", element)
+            judged += element
         if judged > PIECE_BYTES:
             yield part
             part, judged = Decoded(kept=defaults.failures_kept), 0

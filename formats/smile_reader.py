@@ -55,6 +55,7 @@ _NAMES[0x20] = b',"":'
 _TINY = re.compile(rb"(?:[\x01-\x1f\x20-\x23\xc0-\xdf]|\xf8\xf9|\xfa\xfb){1,10000}+")  # no events, of 1 or 2 bytes
 _DOCUMENT_ENDS = re.compile(rb"\xff++")
 _BYTES = re.compile(rb"[\x01-\x1f\x20-\x23\xc0-\xdf]{1,1000}+")  # values of one byte
+_SMALL_AT_ONCE = 10_000  # are told together
 _ROUNDS = range(1000)  # until the pieces of a large event are put together
 
 
@@ -104,6 +105,9 @@ class SmileReader:
         body = self._body
         in_array = False
         while (at := self._at) < self._end:
+            if self._small > _SMALL_AT_ONCE:
+                yield self._small
+                self._small = 0
             byte = body[at]
             if byte == _OBJECT and body[at + 1] != _OBJECT_END:
                 if self._small:

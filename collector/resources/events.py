@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 
 import falcon
 
-from collector.intake import Held, Intake, TooMuch, Unavailable
+from collector.intake import TOO_MUCH, Held, Intake, TooMuch, Unavailable
 from collector.keys import Admitted, Guard
 from collector.problem import Cors, Headers
 from collector.receipt import Receipt
@@ -23,6 +23,7 @@ from formats.msgpack_body import decode_msgpack
 from formats.smile_body import decode_smile
 from formats.thrift_body import decode_thrift
 from formats.times import parse_date, parse_granularity
+from spool.record import EVENTS_MAX
 
 Decoder = Callable[[bytes, Defaults], Iterator[Decoded]]
 
@@ -62,7 +63,8 @@ def beacon_format(content_type: str) -> tuple[str, Decoder] | None:
 class _Offered:
     """The parts of a body as the intake may have them: what this API key may not send fails, and a body of nothing.
 
-    ``forbidden``: how many events, of the parts so far, were refused for their names.
+    ``forbidden``: how many events, of the parts so far, were refused for their names. Errors: TooMuch, from the first
+    part on with which there are more events, good or bad, than a record may have: it is not read any further.
     """
 
     def __init__(self, parts: Iterator[Decoded], admitted: Admitted | None) -> None:
@@ -71,13 +73,15 @@ class _Offered:
         self.forbidden = 0
 
     def __iter__(self) -> Iterator[Decoded]:
-        wants, is_empty = self._wants, True
+        wants, offered = self._wants, 0
         for part in self._parts:
+            offered += part.size
+            if offered > EVENTS_MAX:
+                raise TooMuch(TOO_MUCH)
             if wants is not None:
                 self._refuse(part, wants)
-            is_empty = is_empty and not part.size
             yield part
-        if is_empty:
+        if not offered:
             nothing = Decoded()
             nothing.fail("the body holds no event")
             yield nothing

@@ -199,6 +199,20 @@ def test_what_decompresses_above_the_limit_is_too_large_and_an_unknown_encoding_
     assert collector.request("POST", "/rest/1.0/event", b"x", headers | {"Content-Encoding": "br"})[0] == 415
 
 
+@pytest.mark.parametrize(
+    ("content_type", "head", "value"),
+    [("application/msgpack", b"", b"\xc0"), ("application/json+smile", b":)\n\x01", b"\xc2")],
+)
+def test_more_events_than_a_request_may_have_are_413_be_they_good_or_bad(
+    collector: RunningCollector, content_type: str, head: bytes, value: bytes
+) -> None:
+    status, _, answer = collector.post(head + value * 1_000_000, content_type)
+    assert (status, json.loads(answer)["failed"]) == (400, 1_000_000)
+
+    status, _, answer = collector.post(head + value * 1_000_001, content_type)
+    assert (status, "more than 1000000 events" in json.loads(answer)["detail"]) == (413, True)
+
+
 def test_msgpack_and_thrift_doors_say_what_is_wrong(collector: RunningCollector) -> None:
     for body, content_type in (
         (msgpack.packb([1, 2]), "application/msgpack"),

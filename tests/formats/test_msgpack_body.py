@@ -78,6 +78,11 @@ BAD = [
     event_bytes(nested(600, b"\x91")),
     event_bytes(nested(5000, b"\x81\xa1a")),
     b"\x91" * 5000 + b"\x01",
+    pack([[0] * 5000]),
+    pack(["x" * 300_000, [b""] * 2000]),
+    b"\x91" * 2500 + b"\xdc\x07\xd0" + b"\xc4\x00" * 2000,
+    b"\x92\x01" * 3000 + b"\x01",
+    b"\x91\xdc\x07\xd0" + b"\xc4\x00" * 1999 + b"\x91" * 1500 + b"\x01",
 ]
 BROKEN = [
     b"\xc1",
@@ -93,6 +98,9 @@ BROKEN = [
     b"\xda\x01",
     b"\x91" * 5000,
     event_bytes(b"\x81\xa1a\xc1"),
+    event_bytes(b"\x81\xa1a\xdc\x07\xd0" + bytes(1500) + b"\xc1"),
+    b"\x91\xdd\x00\x01\x00\x00" + b"\xc4\x00" * 5000 + b"\xdb\xff\xff\xff\xffabc",
+    b"\x91" * 2000 + b"\xdc\x07\xd0" + b"\xc4\x00" * 1999,
 ]
 
 
