@@ -100,7 +100,9 @@ class Listener:
         backlog = ports.BACKLOG
         if sockets:
             return [
-                await loop.create_server(lambda: ScribeConnection(self._hub), sock=each, backlog=backlog)
+                await (loop.create_unix_server if each.family == socket.AF_UNIX else loop.create_server)(
+                    lambda: ScribeConnection(self._hub), sock=each, backlog=backlog
+                )
                 for each in sockets
             ]
         if bind.startswith("unix:"):

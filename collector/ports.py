@@ -56,7 +56,22 @@ def listener(bind: str) -> socket.socket:
 
 
 def listeners(bind: str) -> list[socket.socket]:
-    """Listen at every address of HOST:PORT: a name can have several, and no name means all. Errors: OSError."""
+    """Listen at every address of HOST:PORT: a name can have several, and no name means all.
+
+    Or at a socket file, which has the rights that the umask leaves; one that is left over is replaced. Errors: OSError.
+    """
+    if bind.startswith("unix:"):
+        path = Path(bind.removeprefix("unix:"))
+        _check_socket_file(bind, path)
+        path.unlink(missing_ok=True)
+        at_file = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            at_file.bind(str(path))
+            at_file.listen(BACKLOG)
+        except OSError:
+            at_file.close()
+            raise
+        return [at_file]
     host, _, port = bind.rpartition(":")
     found = socket.getaddrinfo(host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     made: list[socket.socket] = []

@@ -171,27 +171,33 @@ class Supervisor:
 
 class Doorstep:
     """The sockets that Scribe's clients connect to, held while listeners come and go: between two of them clients wait
-    in the queue instead of being refused. A socket file is each listener's own.
+    in the queue instead of being refused. A socket file is made anew when it has gone.
     """
 
     def __init__(self) -> None:
-        self._bind = ""
+        self._bind: str | None = ""
+        self._file: Path | None = None
         self._sockets: list[socket.socket] = []
 
     def move(self, settings: ScribeSettings) -> list[int]:
         """Hold what these settings want, and nothing else; returns descriptors. Errors: OSError: all is as before."""
-        bind = settings.bind if settings.enabled and not settings.bind.startswith("unix:") else ""
+        bind = settings.bind if settings.enabled else ""
+        if self._file is not None and not self._file.exists():
+            self._bind = self._file = None
         if bind != self._bind:
             sockets = ports.listeners(bind) if bind else []
             self.close()
             self._bind, self._sockets = bind, sockets
+            self._file = Path(bind.removeprefix("unix:")) if bind.startswith("unix:") else None
         return [each.fileno() for each in self._sockets]
 
     def close(self) -> None:
         """Hold nothing; a listener that has them goes on."""
         for each in self._sockets:
             each.close()
-        self._bind, self._sockets = "", []
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+        self._bind, self._file, self._sockets = "", None, []
 
 
 def programs(settings: Settings, listening: Sequence[int]) -> list[Program]:

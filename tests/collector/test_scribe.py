@@ -26,7 +26,7 @@ from thriftpy2.transport.framed import TCyFramedTransportFactory, TFramedTranspo
 from collector.metrics import read_all
 from tests.formats.published import NOW_MS, case_id, fb303_cases, scribe_cases, shown
 from tests.services.child import free_port, wait_until
-from tests.services.collector import REPOSITORY, archived_events, stored_events
+from tests.services.collector import REPOSITORY, RunningCollector, archived_events, stored_events
 from tests.services.scribe import OK, TRY_LATER, RunningListener, ScribeClient, call, log_call
 
 scribe = thriftpy2.load(str(REPOSITORY / "etc/thrift/scribe.thrift"), module_name="scribe_thrift")
@@ -488,18 +488,45 @@ def test_nobody_who_connects_is_refused_while_the_collector_reloads(tmp_path: Pa
             ScribeClient(port)
 
 
+@pytest.mark.slow
+def test_nobody_who_connects_to_a_socket_file_is_refused_while_the_collector_reloads(tmp_path: Path) -> None:
+    path = tmp_path / "door"
+    collector = RunningCollector(tmp_path, scribe={"enabled": True, "bind": f"unix:{path}"})
+
+    def name() -> bytes:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.settimeout(15)
+            client.sendall(struct.pack(">i", len(call("getName"))) + call("getName"))
+            return client.recv(100)
+
+    with collector:
+        wait_until(lambda: len(listener_pids(collector)) == 1, what="the listener is up")
+        (before,) = listener_pids(collector)
+        assert b"getName" in name()
+        reload(collector)
+        wait_until(lambda: name() and listener_pids(collector) not in ([before], []), what="another listener runs")
+        assert b"getName" in name()
+
+        path.unlink()
+        reload(collector)
+        wait_until(path.exists, what="a file that has gone is made anew")
+        assert b"getName" in name()
+    assert not path.exists()
+
+
 def rebind(listener: RunningListener, before: str, after: str) -> None:
     text = listener.config.read_text()
     assert before in text
     listener.config.write_text(text.replace(before, after))
 
 
-def reload(listener: RunningListener) -> None:
+def reload(listener: RunningCollector) -> None:
     assert listener.process is not None
     listener.process.send_signal(signal.SIGHUP)
 
 
-def listener_pids(listener: RunningListener) -> list[int]:
+def listener_pids(listener: RunningCollector) -> list[int]:
     return [each.pid for each in read_all(listener.spool / "_metrics").live if each.kind == "listen"]
 
 
