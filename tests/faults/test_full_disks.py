@@ -9,15 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from spool.directory import SpoolDirectory
+from tests.collector.worker_server import Client
 from tests.faults.injection import fill, is_alive, kill_everything, make_filesystem, mounted, needs_root, worker_of
 from tests.faults.load import Load, assert_delivered, numbered, quick
 from tests.services.child import wait_until
-from tests.services.collector import REPOSITORY, RunningCollector
+from tests.services.collector import REPOSITORY, RunningCollector, archived_events
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +61,65 @@ def test_a_full_disk_is_answered_503_and_space_is_answered_202_without_a_restart
     assert load.statuses.keys() == {202, 503}
     assert all(5 <= int(each or 0) <= 30 for each in load.retry_after)
     assert max(back_s) < 20
+
+
+@needs_root
+def test_clients_that_repeat_their_head_are_answered_as_all_others_while_the_disk_is_full(
+    tmp_path: Path, seen: Callable[..., None]
+) -> None:
+    """Such requests see no parser. Of each pair one client sends another head each time; all keep their connections."""
+    rows = "POST /rest/1.0/event", "GET /1?v=Pixel,4%d"
+    keys = list(itertools.product(rows, (True, False)))
+    accepted: dict[str, list[int]] = {row: [] for row in rows}
+    numbers = itertools.count(1)
+
+    def answer(row: str, repeats: bool) -> tuple[int, list[tuple[str, str]], bytes]:
+        """One request of this client, and its answer but for the values that are never the same."""
+        number = next(numbers)
+        body = numbered([number], 2000) if row.startswith("POST") else b""
+        length = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
+        other = "" if repeats else f"X-Number: {number}\r\n"
+        head = f"{row % number if '%' in row else row} HTTP/1.1\r\nHost: a\r\n{other}{length}\r\n"
+        reply = clients[row, repeats].ask(head.encode() + body)
+        if reply.status == 202:
+            accepted[row].append(number)
+        headers = {name: "" if name in ("date", "retry-after") else value for name, value in reply.headers.items()}
+        return reply.status, sorted(headers.items()), reply.body
+
+    def ask_all() -> set[int]:
+        return {answer(*key)[0] for key in keys}
+
+    def are_all_the_same(status: int) -> bool:
+        for _ in range(5):
+            for row in rows:
+                repeated, other = answer(row, True), answer(row, False)
+                assert repeated == other
+                assert repeated[0] == status
+        return True
+
+    def pixels() -> set[int]:
+        return {each["payload"]["1"] for each in archived_events(tmp_path / "events") if each["eventName"] == "Pixel"}
+
+    disk = tmp_path / "disk"
+    with (
+        mounted(disk, "-t", "tmpfs", "-o", "size=12m", "tmpfs"),
+        small_collector(tmp_path, disk) as collector,
+        ExitStack() as stack,
+    ):
+        worker = worker_of(collector)
+        clients = {key: stack.enter_context(Client(collector.port)) for key in keys}
+        assert are_all_the_same(202)
+        fill(disk / "filler")
+        wait_until(lambda: ask_all() == {503}, 10, "a refusal for each")
+        assert are_all_the_same(503)
+        (disk / "filler").unlink()
+        wait_until(lambda: ask_all() == {202}, 20, "the next 202 for each")
+        assert are_all_the_same(202)
+        assert_delivered(tmp_path, accepted[rows[0]])
+        wait_until(lambda: not set(accepted[rows[1]]) - pixels(), 30, "pixels in the archive")
+        assert worker_of(collector) == worker
+
+    seen(acknowledged=sum(map(len, accepted.values())))
 
 
 @needs_root
