@@ -1,15 +1,17 @@
 """``scripts/large_bodies``: what one body of the largest size costs the worker that takes it, and its other clients.
 
 For each body, honest and hostile: how much the worker's resident memory peaked above what it was (VmHWM, which Linux
-forgets on request), in MB and in sizes of the body, how long the answer took, and the longest time that another client,
-who asks every 10 ms, had to wait. The body counts as large as it is uncompressed, at most the limit. A Scribe frame is
-a body of the listener, which is asked for its name.
+forgets on request), in MB and in sizes of the body, how long the answer took, how much CPU the worker took meanwhile
+(a busy machine changes that little), and the longest time that another client, who asks every 10 ms, had to wait. The
+body counts as large as it is uncompressed, at most the limit. A Scribe frame is a body of the listener, which is asked
+for its name.
 """
 
 import argparse
 import gzip
 import http.client
 import json
+import os
 import re
 import struct
 import sys
@@ -59,6 +61,7 @@ class Cost:
     status: int
     peak_bytes: int
     took_s: float
+    cpu_s: float
     gap_s: float
 
 
@@ -219,6 +222,12 @@ def memory(pid: int, name: str) -> int:
     return int(match[1]) * 1024
 
 
+def cpu_s(pid: int) -> float:
+    """What a process has taken so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
 def started(body: LargeBody, base: Path) -> Iterator[tuple[int, Callable[[], object], Callable[[bytes], int]]]:
     """A collector for this body: the process that will take it, how to ask that one something, and how to send it."""
@@ -271,7 +280,7 @@ def cost(body: LargeBody) -> Cost:
         other = threading.Thread(target=ask_on)
         other.start()
         Path(f"/proc/{pid}/clear_refs").write_text("5")
-        before = memory(pid, "VmRSS")
+        before, cpu_before_s = memory(pid, "VmRSS"), cpu_s(pid)
         began = time.monotonic()
         try:
             status = send(data)
@@ -279,7 +288,7 @@ def cost(body: LargeBody) -> Cost:
             took_s = time.monotonic() - began
             done.set()
             other.join()
-        return Cost(status, memory(pid, "VmHWM") - before, took_s, max(gaps))
+        return Cost(status, memory(pid, "VmHWM") - before, took_s, cpu_s(pid) - cpu_before_s, max(gaps))
 
 
 def main() -> int:
@@ -289,14 +298,14 @@ def main() -> int:
     )
     parser.add_argument("pattern", nargs="?", default="", help="only the bodies whose name has this in it")
     pattern = parser.parse_args().pattern
-    print(f"{'body':45}{'status':>7}{'MB':>7}{'times':>7}{'s':>7}{'gap ms':>8}")
+    print(f"{'body':45}{'status':>7}{'MB':>7}{'times':>7}{'s':>7}{'CPU s':>7}{'gap ms':>8}")
     for name, body in {**HONEST, **HOSTILE}.items():
         if pattern not in name:
             continue
         seen = cost(body)
         print(
             f"{name:45}{seen.status:>7}{seen.peak_bytes / 1e6:>7.0f}{seen.peak_bytes / body.size:>7.1f}"
-            f"{seen.took_s:>7.2f}{seen.gap_s * 1000:>8.0f}",
+            f"{seen.took_s:>7.2f}{seen.cpu_s:>7.2f}{seen.gap_s * 1000:>8.0f}",
             flush=True,
         )
     return 0

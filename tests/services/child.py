@@ -1,11 +1,16 @@
 """Child processes of the tests: a free port, and waiting until a server listens there."""
 
 import os
+import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+from collector.parent import end_with
 
 POLL_S = 0.02
 
@@ -18,7 +23,12 @@ def free_port() -> int:
 
 
 def start(command: list[str], base: Path, environ: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a server in ``base`` with nothing but ``environ``; what it says goes to ``log``."""
+    """Start a server in ``base`` with nothing but ``environ``; what it says goes to ``log``.
+
+    It gets a SIGTERM when this process ends, in whatever way; of one that another thread than the first starts that is
+    not asked, for the kernel would take the thread's end for it.
+    """
+    is_first = threading.current_thread() is threading.main_thread()
     with log.open("ab") as output:
         return subprocess.Popen(
             command,
@@ -28,6 +38,7 @@ def start(command: list[str], base: Path, environ: dict[str, str], log: Path) ->
             stdout=output,
             stderr=output,
             start_new_session=True,
+            preexec_fn=partial(end_with, os.getpid(), signal.SIGTERM) if is_first else None,
         )
 
 
