@@ -108,7 +108,8 @@ def stored_events(spool: Path) -> list[Event]:
     """Every event in a spool's segments, open ones included, each id once, in order of arrival."""
     found: dict[str, Event] = {}
     while True:
-        paths = [*spool.glob("_queue/*/*.seg"), *spool.glob("_spool/*.seg"), *spool.glob("_open/*.open")]
+        # in the order in which a segment goes through them, or one that moves meanwhile would be in none
+        paths = [*spool.glob("_open/*.open"), *spool.glob("_spool/*.seg"), *spool.glob("_queue/*/*.seg")]
         try:
             for path in sorted(paths, key=lambda each: each.name):
                 with SegmentReader(path) as reader:
