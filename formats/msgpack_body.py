@@ -26,6 +26,19 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from formats.event import PIECE_BYTES, Decoded, Defaults, Event, FormatError, PayloadKind, check_name
+from formats.msgpack_values import (
+    ARRAYS,
+    CONTAINER,
+    EXTENSIONS,
+    FIX_END,
+    MAPS,
+    STRINGS,
+    WIDTHS,
+    Truncated,
+    children_of,
+    sized_end,
+    value_end,
+)
 from formats.times import granularity_of, time_of
 
 DEPTH_MAX = 64  # levels of a payload; itself is the first
@@ -68,6 +81,7 @@ _TINY_VALUES = re.compile(rb"[\x00-\x80\xa0\xc0\xc2\xc3\xe0-\xff]++")  # of one 
 _EMPTY_ARRAYS = re.compile(rb"\x90++")
 _TINY_ELEMENTS = re.compile(rb"[\x00-\x80\x90\xa0\xc0\xc2\xc3\xe0-\xff]++")
 SMALL_AT_ONCE = 10_000
+_FEW = 4  # elements, for which no pattern is tried
 _WORD = rb"[\x00-\x80\xc0\xc2\xc3\xe0-\xff]"
 _SCALAR = rb"[\xcc\xd0].|[\xcd\xd1]..|[\xca\xce\xd2].{4}|[\xcb\xcf\xd3].{8}|\xa1.|\xa2..|\xa3...|\xa0|" + _WORD
 _SMALL = _SCALAR + rb"|\x91" + _WORD + rb"|\x81" + _WORD + rb"{2}|\x82" + _WORD + rb"{4}"
@@ -75,23 +89,6 @@ _SMALL_VALUE = re.compile(rb"(?s:" + _SMALL + rb")")
 _SMALL_VALUES = re.compile(
     rb"(?s:" + _SMALL + rb"){1,%d}+" % SMALL_AT_ONCE
 )  # values too small for events; arrays of one element
-_STEPS = range(1000)  # by Python, which is quicker for small values, and deep ones are beyond C
-_CONTAINER, _SIZED = -1, 0
-#: By a value's first byte: how many bytes it takes, or _CONTAINER, or _SIZED when a length follows.
-_WIDTHS = [1] * 256
-_WIDTHS[0x80:0xA0] = [_CONTAINER] * 32
-_WIDTHS[0xA0:0xC0] = range(1, 33)
-_WIDTHS[0xC1] = _SIZED
-_WIDTHS[0xC4:0xCA] = [_SIZED] * 6
-_WIDTHS[0xCA:0xD9] = [5, 9, 2, 3, 5, 9, 2, 3, 5, 9, 3, 4, 6, 10, 18]
-_WIDTHS[0xD9:0xDC] = [_SIZED] * 3
-_WIDTHS[0xDC:0xE0] = [_CONTAINER] * 4
-_LENGTH_WIDTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
-_COUNT_WIDTHS = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
-_MAPS = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
-_ARRAYS = frozenset((*range(0x90, 0xA0), 0xDC, 0xDD))
-_STRINGS = frozenset((*range(0xA0, 0xC0), 0xD9, 0xDA, 0xDB))
-_EXTENSIONS = frozenset((0xC7, 0xC8, 0xC9, 0xD4, 0xD5, 0xD6, 0xD7, 0xD8))
 
 
 def decode_msgpack(body: bytes, defaults: Defaults) -> Iterator[Decoded]:
@@ -100,7 +97,7 @@ def decode_msgpack(body: bytes, defaults: Defaults) -> Iterator[Decoded]:
     reader = _Reader(defaults)
     at = left = 0
     try:
-        if len(body) <= PIECE_BYTES and body[:1] and body[0] in _ARRAYS:
+        if len(body) <= PIECE_BYTES and body[:1] and body[0] in ARRAYS:
             yield Decoded(reader.events(body), kept=kept)
         else:
             for piece, next_at, next_left in _pieces(body):
@@ -116,8 +113,8 @@ def _pieces(body: bytes) -> Iterator[tuple[bytes, int, int]]:
     With each come where the next one begins in the body, and how many values of the array are left there.
     Errors: FormatError when one is not complete, or too small to be an event.
     """
-    is_array = body[:1] != b"" and body[0] in _ARRAYS
-    left, at = _children(body, 0) if is_array else (0, 0)
+    is_array = body[:1] != b"" and body[0] in ARRAYS
+    left, at = children_of(body, 0) if is_array else (0, 0)
     while at < len(body):
         unpacker = msgpack.Unpacker(max_buffer_size=len(body))
         unpacker.feed(body[at : at + PIECE_BYTES])
@@ -140,8 +137,8 @@ def _pieces(body: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def _large_end(body: bytes, at: int) -> int:
     try:
-        return _value_end(body, at)
-    except _Truncated as exc:
+        return value_end(body, at)
+    except Truncated as exc:
         raise FormatError(str(exc)) from None
 
 
@@ -182,7 +179,7 @@ class _Reader:
 
 def _checked(payload: bytes) -> tuple[object, object]:
     """Look whether this may be a payload; give its eventDate and eventGranularity. Errors: FormatError."""
-    if payload[0] not in _MAPS:
+    if payload[0] not in MAPS:
         raise FormatError("the payload is not a map")
     plain = None
     if len(payload) <= CHECKED_AS_OBJECTS_BYTES:
@@ -214,26 +211,37 @@ def _check_bytes(payload: bytes) -> None:
                 return
             left, in_map = outside.pop()
         byte = payload[at]
-        if byte in _STRINGS:
-            end = at + _WIDTHS[byte] if _WIDTHS[byte] else _sized_end(payload, at)
-            _check_text(payload[at:end])
+        width = WIDTHS[byte]
+        if byte in STRINGS:
+            end = at + width if width else sized_end(payload, at)
+            if end - at > 1:
+                _check_text(payload[at:end])
         elif in_map and not left & 1:
             raise FormatError("a key of the payload is not a text")
-        elif not in_map and len(outside) < DEPTH_MAX and (tiny := _TINY_ELEMENTS.match(payload, at, at + left)):
+        elif (
+            left > _FEW
+            and not in_map
+            and len(outside) < DEPTH_MAX
+            and (tiny := _TINY_ELEMENTS.match(payload, at, at + left))
+        ):
             end = tiny.end()
             left -= end - at - 1
-        elif _WIDTHS[byte] == _CONTAINER:
+        elif width == CONTAINER:
             if len(outside) == DEPTH_MAX:
                 raise FormatError(f"the payload is nested deeper than {DEPTH_MAX} levels")
             outside.append((left - 1, in_map))
-            in_map = byte in _MAPS
-            left, at = _children(payload, at)
+            in_map = byte in MAPS
+            if byte < FIX_END:
+                left = (byte & 0x0F) << in_map
+                at += 1
+            else:
+                left, at = children_of(payload, at)
             continue
         else:
-            end = at + _WIDTHS[byte] if _WIDTHS[byte] else _sized_end(payload, at)
+            end = at + width if width else sized_end(payload, at)
             if byte in _FLOATS and not math.isfinite(_FLOATS[byte].unpack_from(payload, at)[0]):
                 raise FormatError("a number of the payload is not finite")
-            if byte in _EXTENSIONS:
+            if byte in EXTENSIONS:
                 _check_timestamp(payload[at:end])
         left -= 1
         at = end
@@ -277,17 +285,13 @@ def _decode_each(body: bytes, at: int, left: int, reader: _Reader, kept: int) ->
             if read > PIECE_BYTES:
                 yield part
                 part, read = Decoded(kept=kept), 0
-    except (_Truncated, msgspec.DecodeError) as exc:
+    except (Truncated, msgspec.DecodeError) as exc:
         part.fail(str(exc))
     yield part
 
 
-class _Truncated(Exception):
-    """A value of the body is not complete, or begins with the byte that MessagePack does not use."""
-
-
 def _elements(body: bytes, at: int, left: int) -> Iterator[bytes | int]:
-    """The values of the sequence from ``at`` on, and in place of an array its elements. Errors: _Truncated.
+    """The values of the sequence from ``at`` on, and in place of an array its elements. Errors: Truncated.
 
     A number stands for as many values that are too small for events. ``left``: elements of an array that come first.
     """
@@ -301,15 +305,15 @@ def _elements(body: bytes, at: int, left: int) -> Iterator[bytes | int]:
             yield _SMALL_VALUE.subn(b"", small[0])[1]
             at = small.end()
             continue
-        if body[at] not in _ARRAYS:
-            end = _value_end(body, at)
+        if body[at] not in ARRAYS:
+            end = value_end(body, at)
             yield body[at:end]
             at = end
             continue
         if nothing := _EMPTY_ARRAYS.match(body, at):
             at = nothing.end()
             continue
-        left, at = _children(body, at)
+        left, at = children_of(body, at)
         at = yield from _items(body, at, left)
 
 
@@ -326,79 +330,8 @@ def _items(body: bytes, at: int, left: int) -> Generator[bytes | int, None, int]
             left -= count
             at = small.end()
         else:
-            end = _value_end(body, at)
+            end = value_end(body, at)
             yield body[at:end]
             left -= 1
             at = end
     return at
-
-
-def _value_end(body: bytes, at: int) -> int:
-    """Where the value that begins at ``at`` ends, however deep it is. Errors: _Truncated."""
-    begin, pending = at, 1
-    try:
-        while pending:
-            for _ in _STEPS:
-                pending -= 1
-                width = _WIDTHS[body[at]]
-                if width > 0:
-                    at += width
-                elif width == _CONTAINER:
-                    children, at = _children(body, at)
-                    pending += children
-                else:
-                    at = _sized_end(body, at)
-                if not pending:
-                    break
-            else:
-                if begin >= 0:
-                    end, is_deep = _skipped(body, begin, 1)
-                    if not is_deep:
-                        return end
-                    begin = -1
-                at, pending = _skipped(body, at, pending)
-    except (LookupError, msgpack.FormatError):
-        at = len(body) + 1
-    if at > len(body):
-        raise _Truncated("the body ends inside a value, or the value is no MessagePack")
-    return at
-
-
-def _skipped(body: bytes, at: int, count: int) -> tuple[int, int]:
-    """Skip ``count`` values at C's speed.
-
-    Returns where they end, or where one begins that has more than its 1,024 levels, and how many are left.
-
-    Errors: msgpack.FormatError; IndexError when the body ends before.
-    """
-    unpacker = msgpack.Unpacker(max_buffer_size=len(body))
-    fed = end = 0
-    while count:
-        try:
-            unpacker.skip()
-        except msgpack.OutOfData:
-            if at + fed >= len(body):
-                raise IndexError from None
-            unpacker.feed(body[at + fed : at + fed + PIECE_BYTES])
-            fed += PIECE_BYTES
-            continue
-        except msgpack.StackError:
-            break
-        count -= 1
-        end = unpacker.tell()
-    return at + end, count
-
-
-def _children(data: bytes, at: int) -> tuple[int, int]:
-    """How many values the container at ``at`` says it has, and where they begin."""
-    byte = data[at]
-    width = _COUNT_WIDTHS.get(byte, 0)
-    count = int.from_bytes(data[at + 1 : at + 1 + width], "big") if width else byte & 0x0F
-    return (2 * count if byte in _MAPS else count), at + 1 + width
-
-
-def _sized_end(data: bytes, at: int) -> int:
-    """Where the text, binary or extension value at ``at`` says that it ends. Errors: KeyError for byte c1."""
-    byte = data[at]
-    width = _LENGTH_WIDTHS[byte]
-    return at + 1 + width + int.from_bytes(data[at + 1 : at + 1 + width], "big") + (byte in _EXTENSIONS)
