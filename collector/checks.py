@@ -74,7 +74,8 @@ def _archives(settings: "Settings") -> Iterator[Finding]:
             continue
         table = ("forwarders", each.name)
         for key, value, needed, library, extra in (
-            ("path", each.own.path, each.own.is_url, "obstore", "object-store"),
+            ("path", each.own.path, each.own.is_url and not each.own.is_hdfs, "obstore", "object-store"),
+            ("path", each.own.path, each.own.is_hdfs, "urllib3", "hdfs"),
             ("compact", each.own.compact, each.own.compact == "parquet", "duckdb", "query"),
         ):
             if needed and importlib.util.find_spec(library) is None:

@@ -1,28 +1,30 @@
 """Forward events to files, in a directory per event name and hour: one JSON event a line, or Thrift frames.
 
     <path>/<escaped name>/2026/11/22/10/20261122T101500Z-<first event's id>-<digest>.jsonl[.gz|.zst]
-    <path>/.tmp/           files being written (of a local directory)
+    <path>/.tmp/           files being written (of a local directory, and of HDFS)
 
-``path`` is a directory of this machine, or the URL of an object store (forwarders/object_store.py). Names, and other
-layouts: forwarders/archive_layout.py. Frames: formats/thrift_stream.py.
+``path`` is a directory of this machine, or the URL of an object store (forwarders/object_store.py) or of HDFS
+(forwarders/webhdfs.py). Names, and other layouts: forwarders/archive_layout.py. Frames: formats/thrift_stream.py.
 
 Ack:      send() returned: the files are synced and under their names, and so are the directories; or the service has
           taken the objects.
 Repeat:   harmless when the whole batch is repeated: the same files are written over themselves, the same objects are
-          recognised (If-None-Match), and what has been compacted is left alone (forwarders/archive_manifest.py).
+          recognised (If-None-Match, or HDFS renames nothing over another file), and what has been compacted is left
+          alone (forwarders/archive_manifest.py).
 Visible:  a file appears complete or not at all; nothing below a name's directory is ever half-written.
 Refused:  never; whatever disk or service say is said of all events alike.
-Settings: [forwarders.archive] path, compression, format, layout, compact…, and those of object stores
+Settings: [forwarders.archive] path, compression, format, layout, compact…, and those of what has a URL
 """
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
@@ -32,16 +34,14 @@ from formats.thrift_stream import encode_frame
 from forwarders.archive_files import ENDING, Compression, Unreadable, compressor_for
 from forwarders.archive_layout import DEFAULT_LAYOUT, Layout, file_stem
 from forwarders.archive_manifest import read_manifest
-from forwarders.archive_store import FILE_MODE, LocalStore, Store, make_directory, rename, sync
+from forwarders.archive_store import FILE_MODE, LocalStore, RemoteStore, Store, make_directory, rename, sync
 from forwarders.contract import Forwarder, Unavailable
-
-if TYPE_CHECKING:
-    from forwarders.object_store import ObjectStore
 
 #: What the flusher does by default for this forwarder: few, large files.
 FLUSH_DEFAULTS: Final = {"batch_max_events": 100_000, "batch_max_bytes": 64 * 1024 * 1024, "batch_max_age_s": 60.0}
 
-SCHEMES: Final = ("s3", "gs", "az")
+SCHEMES: Final = ("s3", "gs", "az", "webhdfs")
+_HDFS: Final = re.compile(r"webhdfs://(\[[0-9A-Fa-f:.]+\]|[^\s:/@?#\[\]]+)(:[0-9]{1,5})?(/[^?#]*)?")
 _DIRECTORIES_REMEMBERED: Final = 10_000
 _PUTS_AT_ONCE: Final = 8
 _LINES_AT_ONCE: Final = 1000  # joined before they are compressed: bounds the copy of a batch in memory
@@ -66,15 +66,25 @@ class Settings:
     def __post_init__(self) -> None:
         scheme, is_url, _ = self.path.partition("://")
         if not self.path or (is_url and scheme not in SCHEMES):
-            raise ValueError("path: expected a directory, s3://…, gs://… or az://…")
+            raise ValueError("path: expected a directory, s3://…, gs://…, az://… or webhdfs://…")
+        if scheme == "webhdfs" and is_url:
+            if not _HDFS.fullmatch(self.path):
+                raise ValueError("path: expected webhdfs://host:port/directory, with the user in credentials_file")
+            if self.endpoint or self.region:
+                raise ValueError("path: HDFS has its address here, and neither endpoint nor region")
         if self.format == "thrift" and self.compact != "off":
             raise ValueError('compact: expected format = "jsonl", in which events have ids')
         Layout(self.layout)
 
     @property
     def is_url(self) -> bool:
-        """Whether the files are objects."""
+        """Whether the files are on no disk of this machine."""
         return "://" in self.path
+
+    @property
+    def is_hdfs(self) -> bool:
+        """Whether the files are in HDFS."""
+        return self.path.startswith("webhdfs://")
 
 
 # Shape
@@ -202,8 +212,8 @@ class ArchiveForwarder:
         self._durable |= new
 
 
-class ObjectArchiveForwarder:
-    """The objects below a URL: a put for each file, some at a time, since each one waits for the service.
+class RemoteArchiveForwarder:
+    """What is below a URL: a put for each file, some at a time, since each one waits for the service.
 
     Owner:  one thread, which has others help it; none is left when `send` ends. Others may archive into the same URL.
     Errors: Unavailable for whatever the service says, and when it does not answer.
@@ -211,7 +221,7 @@ class ObjectArchiveForwarder:
 
     identical_repeats = True
 
-    def __init__(self, store: "ObjectStore", *, name: str, files: _Files) -> None:
+    def __init__(self, store: RemoteStore, *, name: str, files: _Files) -> None:
         self.name = name
         self._store = store
         self._files = files
@@ -233,7 +243,7 @@ class ObjectArchiveForwarder:
             self._store.put(f"{directory}/{name}", b"".join(self._files.body(events)))
 
     def close(self) -> None:
-        """Connections go with the store."""
+        self._store.close()
 
 
 # Construction
@@ -241,20 +251,24 @@ class ObjectArchiveForwarder:
 
 def open_store(settings: Settings) -> Store:
     """The archive's files. Errors: OSError, ValueError, ImportError: what `from_settings` says."""
-    return _object_store(settings) if settings.is_url else LocalStore(Path(settings.path))
+    return _remote_store(settings) if settings.is_url else LocalStore(Path(settings.path))
 
 
 def from_settings(settings: Settings, *, name: str, to_json: EventJson, instance: str) -> Forwarder:
     """Errors: ImportError when the library for zstd or for a URL is missing; OSError, ValueError of credentials."""
     if settings.is_url:
-        store = _object_store(settings)
-        return ObjectArchiveForwarder(store, name=name, files=_Files(settings, to_json, store))
+        store = _remote_store(settings)
+        return RemoteArchiveForwarder(store, name=name, files=_Files(settings, to_json, store))
     path = Path(settings.path)
     return ArchiveForwarder(path, name=name, files=_Files(settings, to_json, LocalStore(path)), instance=instance)
 
 
-def _object_store(settings: Settings) -> "ObjectStore":
-    from forwarders.object_store import ObjectStore  # only where it is asked for: an extra
+def _remote_store(settings: Settings) -> RemoteStore:
+    if settings.is_hdfs:
+        from forwarders.webhdfs import HdfsStore  # only where it is asked for: an extra
+
+        return HdfsStore(settings.path, credentials_file=settings.credentials_file, timeout_s=settings.timeout_s)
+    from forwarders.object_store import ObjectStore  # as above
 
     return ObjectStore(
         settings.path,

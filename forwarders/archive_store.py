@@ -1,4 +1,4 @@
-"""Where an archive's files are: a local directory, or the objects below a URL (forwarders/object_store.py).
+"""Where an archive's files are: a local directory, or below a URL (forwarders/object_store.py, forwarders/webhdfs.py).
 
 Names are relative to the archive's path, with ``/``. Hidden names (``.tmp/``, ``.manifests/``) are not events' files:
 no escaped event name begins with a dot.
@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,6 +18,11 @@ from typing import Final, NamedTuple, Protocol
 DIRECTORY_MODE: Final = 0o750
 FILE_MODE: Final = 0o640
 TMP: Final = ".tmp"
+_SCRATCH: Final = "collector-archive-"
+
+
+class StoreError(OSError):
+    """The service did not do it. The text says why in one line."""
 
 
 class Stored(NamedTuple):
@@ -55,6 +61,16 @@ class Store(Protocol):
 
     def locked(self) -> AbstractContextManager[bool]:
         """Be the only one that compacts or erases, where that can be had; whether it is so. Errors: BlockingIOError."""
+
+
+class RemoteStore(Store, Protocol):
+    """Files that are somewhere else, below a URL. Threads may share it."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Have exactly these bytes under a name, whether or not it is there already; may be repeated."""
+
+    def close(self) -> None:
+        """Close what is open between requests; doing it twice is harmless."""
 
 
 class LocalStore:
@@ -155,6 +171,19 @@ class LocalStore:
         while directory:
             directory = os.path.dirname(directory)
             sync(str(self.root / directory), os.fsync)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A new path of this machine for a draft of what goes elsewhere."""
+    with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-") as place:
+        yield Path(place) / "draft"
+
+
+def sweep_scratch() -> None:
+    """Delete what killed processes of this machine left of `scratch`."""
+    places = Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*-*")
+    sweep(each for each in places if not os.path.exists(f"/proc/{each.name.split('-')[2]}"))
 
 
 def sweep(left: Iterable[Path]) -> None:

@@ -14,7 +14,6 @@ import functools
 import hashlib
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,18 +25,14 @@ import obstore
 from obstore import exceptions
 from obstore.store import from_url
 
-from forwarders.archive_store import Stored, sweep
+from forwarders.archive_store import Stored, StoreError, scratch, sweep_scratch
+from forwarders.secrets import read_credentials
 
 _T = TypeVar("_T")
 _STATUS: Final = re.compile(r"status code: (\d{3} ?[A-Za-z -]*)")
 _CODE: Final = re.compile(r"<Code>(\w+)</Code>")
-_SCRATCH: Final = "collector-archive-"
 _CONNECT_S: Final = 10.0
 _PART_BYTES: Final = 8 * 1024 * 1024
-
-
-class StoreError(OSError):
-    """The service did not do it. The text says why in one line."""
 
 
 class ObjectStore:
@@ -51,7 +46,7 @@ class ObjectStore:
         self, url: str, *, endpoint: str = "", region: str = "", credentials_file: Path | None = None, timeout_s: float
     ) -> None:
         self._url = url.rstrip("/")
-        config = _credentials(credentials_file) if credentials_file else {}
+        config = read_credentials(credentials_file) if credentials_file else {}
         if endpoint:
             config["base_url" if url.startswith("gs://") else "endpoint"] = endpoint
         if url.startswith("s3://"):
@@ -132,15 +127,17 @@ class ObjectStore:
 
     @contextmanager
     def draft(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-") as place:
-            yield Path(place) / "draft"
+        with scratch() as path:
+            yield path
 
     @contextmanager
     def locked(self) -> Iterator[bool]:
         """There is no lock. What killed processes of this machine were working with is deleted."""
-        places = Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*-*")
-        sweep(each for each in places if not os.path.exists(f"/proc/{each.name.split('-')[2]}"))
+        sweep_scratch()
         yield False
+
+    def close(self) -> None:
+        """Nothing that could be: its connections go with the store."""
 
     def _put(self, name: str, data: bytes, mode: Any) -> str | None:
         """The ETag. Errors: AlreadyExistsError, of the mode ``create``."""
@@ -185,18 +182,3 @@ def _line(exc: Exception) -> str:
     text = str(exc)
     found = [match[1].strip() for match in (_STATUS.search(text), _CODE.search(text)) if match]
     return " ".join(found) or text.partition("\n")[0].rpartition(" - ")[2][:300]
-
-
-def _credentials(path: Path) -> dict[str, str]:
-    """The lines NAME=VALUE of a file, names as of the environment. Errors: OSError, ValueError."""
-    if path.stat().st_mode & 0o007:
-        raise ValueError(f"{path}: other users can read the credentials in it: chmod o= {path}")
-    found = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        name, equals, value = line.strip().removeprefix("export ").partition("=")
-        if not name or name.startswith("#"):
-            continue
-        if not equals:
-            raise ValueError(f"{path}:{number}: expected NAME=VALUE")
-        found[name.strip().lower()] = value.strip().strip("\"'")
-    return found

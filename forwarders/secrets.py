@@ -18,6 +18,21 @@ def read_secret(path: Path, what: str) -> str:
     return secret
 
 
+def read_credentials(path: Path) -> dict[str, str]:
+    """The lines NAME=VALUE of a file, names as of the environment. Errors: OSError, ValueError."""
+    if path.stat().st_mode & 0o007:
+        raise ValueError(f"{path}: other users can read the credentials in it: chmod o= {path}")
+    found = {}
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        name, equals, value = line.strip().removeprefix("export ").partition("=")
+        if not name or name.startswith("#"):
+            continue
+        if not equals:
+            raise ValueError(f"{path}:{number}: expected NAME=VALUE")
+        found[name.strip().lower()] = value.strip().strip("\"'")
+    return found
+
+
 def given_secret(value: str, path: Path | None, key: str) -> str:
     """A secret that must be there, from the environment or from its file. Errors: OSError, ValueError."""
     if path is not None:

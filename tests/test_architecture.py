@@ -45,7 +45,7 @@ KNOWN_TO = {
     "rstream": ["forwarders/stream_publisher.py"],
     "rich": ["collector/cli_output.py"],
     "thriftpy2": ["collector/scribe_service.py"],
-    "urllib3": ["forwarders/http_endpoint.py"],
+    "urllib3": ["forwarders/http_endpoint.py", "forwarders/webhdfs.py"],
     "uvloop": ["collector/listen.py", "collector/worker.py"],
     "zstandard": [
         "formats/content_encoding.py",

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from forwarders.archive_listing import live_files
 from forwarders.archive_manifest import read_manifest
 from forwarders.archive_store import LocalStore
 from tests.services.child import wait_until
+from tests.services.hadoop import Hadoop
 
 NOON_MS = 1_795_176_000_000  # 2026-11-20T12:00:00Z
 HOUR_MS = 3_600_000
@@ -234,3 +236,37 @@ def _is_ours(pid: str, config: str) -> bool:
         return config.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
+
+
+@pytest.mark.server
+def test_every_command_works_on_what_is_in_hdfs(hdfs: Hadoop, tmp_path: Path) -> None:
+    config = tmp_path / "collector.toml"
+    path, own = hdfs.url(uuid.uuid4().hex), f'credentials_file = "{hdfs.credentials()}"'
+    spool = f'[spool]\npath = "{tmp_path}/spool"\nmin_free_bytes = 0\n'
+    config.write_text(f'{spool}[forwarders.archive]\npath = "{path}"\n{own}\n')
+    settings = Settings(path, "zstd", credentials_file=hdfs.credentials())
+    forwarder = from_settings(settings, name="archive", to_json=EventJson({}), instance="a" * 32)
+    for n in range(2):
+        forwarder.send([event(10 * n + i) for i in range(10)])
+
+    def run(*arguments: str) -> Result:
+        result = CliRunner().invoke(cli, ["--config", str(config), *arguments])
+        assert result.exit_code == 0, result.output
+        return result
+
+    def found() -> list[int]:
+        got = [json.loads(line)["payload"]["n"] for line in run("archive", "get").stdout.splitlines()]
+        counted = run("query", "SELECT count(*) AS n FROM events", "--format", "csv").stdout
+        assert counted.split() == ["n", str(len(got))]
+        run("archive", "verify")
+        return sorted(got)
+
+    assert found() == list(range(20))
+    assert len(json.loads(run("archive", "ls", "--json").stdout)) == 2
+    assert answer(run("archive", "compact", "--format", "parquet", "--json"))["files"] == 2
+    assert len(json.loads(run("archive", "ls", "--json").stdout)) == 1
+    forwarder.send([event(i) for i in range(10)])  # a late repeat
+    assert found() == list(range(20))
+    run("archive", "erase", "--field", "mail", "--value", PERSON, "--yes")
+    assert found() == [n for n in range(20) if n % 5]
+    assert "16" in run("report", "events").stdout

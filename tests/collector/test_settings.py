@@ -211,7 +211,15 @@ def test_every_error_is_listed_with_its_file_and_path(tmp_path: Path) -> None:
         ),
         (
             'forwarders.archive.path = "ftp://x"',
-            "forwarders.archive: path: expected a directory, s3://…, gs://… or az://…",
+            "forwarders.archive: path: expected a directory, s3://…, gs://…, az://… or webhdfs://…",
+        ),
+        (
+            'forwarders.archive.path = "webhdfs://anna@namenode:9870/events"',
+            "forwarders.archive: path: expected webhdfs://host:port/directory, with the user in credentials_file",
+        ),
+        (
+            'forwarders.archive = {path = "webhdfs://namenode/events", endpoint = "http://namenode:9870"}',
+            "forwarders.archive: path: HDFS has its address here, and neither endpoint nor region",
         ),
         (
             'forwarders.archive.layout = "{name}/{year}"',
@@ -239,14 +247,15 @@ def test_what_a_type_cannot_say_is_checked_too(tmp_path: Path, text: str, error:
 def test_a_library_that_an_archive_needs_and_that_is_missing_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for library in ("obstore", "duckdb"):
+    for library in ("obstore", "duckdb", "urllib3"):
         monkeypatch.setitem(sys.modules, library, None)
-    errors = errors_of(tmp_path, 'forwarders.archive = {path = "s3://x", compact = "parquet"}')
+    for path, extra in [("s3://x", "object-store"), ("webhdfs://x", "hdfs")]:
+        errors = errors_of(tmp_path, f'forwarders.archive = {{path = "{path}", compact = "parquet"}}')
 
-    assert [each.rpartition(": ")[2] for each in errors] == [
-        "pip install 'event-collector[object-store]'",
-        "pip install 'event-collector[query]'",
-    ]
+        assert [each.rpartition(": ")[2] for each in errors] == [
+            f"pip install 'event-collector[{extra}]'",
+            "pip install 'event-collector[query]'",
+        ]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.services.hadoop import Hadoop
 from tests.services.influx import Influx
 from tests.services.mongo import Mongo
 from tests.services.rabbit import Rabbit
@@ -53,6 +54,18 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
     if not Seaweed.is_installed():
         pytest.skip("SeaweedFS is not installed")
     server = Seaweed(tmp_path_factory.mktemp("s3"))
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hadoop]:
+    """An HDFS of two servers, 5 to 15 s to start; each test takes a directory of its own."""
+    if not Hadoop.is_installed():
+        pytest.skip("Hadoop, or a library or Java that it needs, is not installed")
+    server = Hadoop(tmp_path_factory.mktemp("hdfs"))
     try:
         yield server.start()
     finally:

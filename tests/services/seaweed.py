@@ -64,7 +64,8 @@ class Seaweed:
             self.process.wait(20)
 
     def _takes_objects(self) -> bool:
-        from forwarders.object_store import ObjectStore, StoreError
+        from forwarders.archive_store import StoreError
+        from forwarders.object_store import ObjectStore
 
         key = self.credentials()
         store = ObjectStore(
