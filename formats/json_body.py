@@ -8,7 +8,7 @@ payload is kept as the bytes that were sent (as UTF-8 when they were UTF-16 or U
 Two ways lead through a body:
 
 * All of it is as it should be: one call of msgspec takes the envelopes of each piece of the body apart, and the
-  payloads are slices that nobody parses. A second call, over all of the piece too, finds the payloads' own times.
+  payloads are slices that nobody parses. A second call, over all of these, finds their own times.
 * Something is not: the body is split into its objects, and each is judged by itself, so that a bad
   event never costs a good one. msgspec splits what is JSON, `elements` the rest, without looking
   into the objects. Where the syntax is broken nobody can say where the next event begins: the rest
@@ -83,16 +83,11 @@ class _UsualWhen(msgspec.Struct, gc=False):
     eventGranularity: str | None = None
 
 
-class _UsualEnvelope(msgspec.Struct, gc=False):
-    payload: _UsualWhen
-
-
 _ENVELOPE = msgspec.json.Decoder(_Envelope)
 _ENVELOPES = msgspec.json.Decoder(list[_Envelope])
 _WHEN = msgspec.json.Decoder(_When)
 _USUAL_WHEN = msgspec.json.Decoder(_UsualWhen)
-_USUAL = msgspec.json.Decoder(_UsualEnvelope)
-_USUALS = msgspec.json.Decoder(list[_UsualEnvelope])
+_USUAL_WHENS = msgspec.json.Decoder(list[_UsualWhen])
 _VALUE = msgspec.json.Decoder(Raw)
 _VALUES = msgspec.json.Decoder(list[Raw])
 
@@ -178,19 +173,12 @@ class _Reader:
         """
         if not body.isascii():
             body.decode()  # msgspec does not look into the strings of what it skips
-        dated: list[_UsualEnvelope] | None = None
         if body.startswith(b"[", end_of_space(body)):
-            envelopes = _ENVELOPES.decode(body)
-            if self.dated:
-                dated = _USUALS.decode(body)
-        else:
-            envelopes = _ENVELOPE.decode_lines(body)
-            if self.dated:
-                dated = _USUAL.decode_lines(body)
-        return self._events(envelopes, dated)
+            return self._events(_ENVELOPES.decode(body))
+        return self._events(_ENVELOPE.decode_lines(body))
 
-    def _events(self, envelopes: list[_Envelope], dated: list[_UsualEnvelope] | None) -> list[Event]:
-        """Make the events of envelopes; ``dated`` are the same ones, read for their times. Errors: FormatError."""
+    def _events(self, envelopes: list[_Envelope]) -> list[Event]:
+        """Make the events of envelopes. Errors: as `events`."""
         defaults = self._defaults
         default_ms, granularity = defaults.time_ms, defaults.granularity
         sent_names = [envelope.eventName for envelope in envelopes]
@@ -200,14 +188,15 @@ class _Reader:
         if len(payloads) > _MANY and sum(map(len, payloads)) < len(payloads) * _SMALL_BYTES:
             known: dict[bytes, bytes] = {}
             payloads = [known.setdefault(payload, payload) for payload in payloads]  # an object each takes more room
-        if dated is None and {payload[0] for payload in payloads} != {_OBJECT_BEGINS}:
+        if not self.dated and {payload[0] for payload in payloads} != {_OBJECT_BEGINS}:
             raise FormatError(_NO_OBJECT)
-        if not are_shallow(payloads):
+        joined = b",".join(payloads)
+        if not are_shallow(payloads, joined):
             raise FormatError(_TOO_DEEP)
         times: Iterable[int] = repeat(default_ms)
         granularities: Iterable[Granularity] = repeat(granularity)
-        if dated is not None:
-            whens = [each.payload for each in dated]
+        if self.dated:
+            whens = _USUAL_WHENS.decode(b"[%b]" % joined)
             times = [default_ms if (date := when.eventDate) is None else date for when in whens]
             texts = [when.eventGranularity for when in whens]
             if texts.count(None) != len(texts):
