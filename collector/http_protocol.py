@@ -118,7 +118,11 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         repeated = self._repeated
         if repeated is not None and self._phase == IDLE and self._reading and not self.closing:
-            held = self._take(repeated, data)
+            try:
+                held = repeated.take(data)
+            except Exception:  # the ordinary way has an answer for what cannot be handled
+                log.exception("a shortcut failed")
+                held = None
             if held is not None:
                 self._since = self._hub.now
                 self._answer(repeated.environ, [held], repeated.reply, True, True)
@@ -134,13 +138,6 @@ class Connection(asyncio.Protocol):
             self._unfed.append(data)  # it had been read when reading was paused
         elif not self.closing:
             self._feed(data)
-
-    def _take(self, repeated: RepeatedHead, data: bytes) -> object | None:
-        try:
-            return repeated.take(data)
-        except Exception:  # the ordinary way has an answer for what cannot be handled
-            log.exception("a shortcut failed")
-            return None
 
     def _feed(self, data: bytes | memoryview) -> None:
         fresh = not self._parser.began

@@ -103,6 +103,8 @@ class Intake:
 
     def refusal(self) -> str | None:
         """Why nothing is taken at the moment, or None. Costs a cached look at the disk."""
+        if self._at_disk_since is None and self.writer.state == "ok" and self._gate.refusal() is None:
+            return None  # as nearly always, with one call
         found = self._refusal()
         return found.sentence if found else None
 

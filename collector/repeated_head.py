@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 4096
 
 _TARGET_BYTES = bytes(range(0x21, 0x7F)).replace(b"#", b"")  # what the parser lets through, less the fragment
+_OTHERS_AS_0 = bytes(each if each in _TARGET_BYTES else 0 for each in range(256))
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]+)\r\n")
 _LENGTH_DIGITS = 8
 
@@ -103,7 +104,7 @@ class RepeatedGet(RepeatedHead):
             return None
         target = data[4 : -len(block)]
         # a regular expression would take four times as long
-        if len(target) > self._max_target_bytes or target.translate(None, _TARGET_BYTES):
+        if len(target) > self._max_target_bytes or 0 in target.translate(_OTHERS_AS_0):
             return None
         return target.decode("ascii")
 

@@ -47,7 +47,7 @@ _REFERER = re.compile(r"https?://(?:[^/?#]*@)?([^/?#]*)(.*)", re.IGNORECASE | re
 _MALFORMED_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
-class Sender(msgspec.Struct, frozen=True):
+class Sender(msgspec.Struct):
     """Who sent a request, as far as its headers tell; a missing text is "".
 
     ``referer`` and ``user_agent`` are header texts as WSGI gives them; ``client_ip`` is an address

@@ -129,22 +129,22 @@ class RepeatedPixel:
         self._rate = rate
         self._source = source
         self._path = path
-        self._referer, self._user_agent = sender.referer, sender.user_agent
-        self._client_ip, self._opted_out = sender.client_ip, sender.opted_out
+        self._sender = sender
         self._base64 = base64
         self.headers = headers
 
     def take(self, query: str, body: bytes) -> Held | None:
         """The record of one pixel, or None."""
-        intake, client_ip = self._intake, self._client_ip
+        intake = self._intake
         if intake.refusal() is not None:
             return None
         received_ns = time.time_ns()
-        sender = Sender(received_ns // 1_000_000, self._referer, self._user_agent, client_ip, self._opted_out)
+        sender = self._sender
+        sender.received_ms = received_ns // 1_000_000
         try:
             event = parse_pixel(query, base64=self._base64, sender=sender)
         except FormatError:
             return None
-        if self._rate is not None and self._rate.take(client_ip):
+        if self._rate is not None and self._rate.take(sender.client_ip):
             return None
         return intake.record(self._path, self._source, [event], sender.received_ms, received_ns)
