@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from collector import forward
 from collector.compaction_schedule import compacting
 from collector.gate import watermark
 from collector.metrics import FlusherCounters, forwarder_slot
-from collector.settings import FORWARDER_MODULES, ForwarderSettings, Settings
+from collector.settings import FORWARDER_MODULES, ForwarderSettings, LogSettings, Settings
 from collector.spool_door import open_spool
 from formats.event_json import EventJson
 from forwarders.contract import Forwarder
 from forwarders.flush_settings import Configured
 from forwarders.flusher import Flusher
+from forwarders.other_process import OtherProcess
 from spool.retention import Retention
 
 DAY_S = 86_400
@@ -34,7 +36,7 @@ def build_flusher(settings: Settings) -> Flusher:
     configured = [
         Configured(
             each.name,
-            _maker(each, to_json, directory.instance),
+            _in_its_process(_maker(each, to_json, directory.instance), each, settings.log),
             each.flush,
             forwarder_slot(directory.metrics, each.name),
         )
@@ -79,6 +81,16 @@ def run_flusher(settings: Settings) -> int:
 def event_json(settings: Settings) -> EventJson:
     """Events as JSON, with the field names of ``[events.NAME]``."""
     return EventJson({name: each.fields for name, each in settings.events.items()})
+
+
+def _in_its_process(
+    make: Callable[[], Forwarder], settings: ForwarderSettings, log_settings: LogSettings
+) -> Callable[[], Forwarder]:
+    """``make``, or with ``process`` what has another process do it."""
+    if not settings.flush.process:
+        return make
+    wanted: forward.Wanted = (log_settings, make)
+    return partial(OtherProcess, settings.name, forward.COMMAND, wanted)
 
 
 def _maker(settings: ForwarderSettings, to_json: EventJson, instance: str) -> Callable[[], Forwarder]:

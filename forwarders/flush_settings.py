@@ -32,6 +32,8 @@ class FlushSettings:
     ``required``: what waits for it counts as the backlog, which ends in 503. What waits for an optional one does not:
     it is given up, and counted as skipped, oldest segments first, beyond ``max_lag_bytes`` or ``max_lag_s``.
 
+    ``process``: it has a process of its own, for a client library that keeps the others' threads from working.
+
     ``start``, for a forwarder that has no queue yet: ``oldest`` gives it every segment that is still in another
     forwarder's queue or retained, and whatever comes. ``now`` gives it segments that are sealed after the flusher
     first starts with it; of those that lie sealed at that moment it gets the ones that no other forwarder is to get
@@ -49,6 +51,7 @@ class FlushSettings:
     names: list[str] = field(default_factory=lambda: ["*"])
     sample: Annotated[float, Meta(ge=0, le=1)] = 1.0
     start: Literal["oldest", "now"] = "oldest"
+    process: bool = False
 
 
 class Counters(Protocol):
