@@ -25,7 +25,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from itertools import repeat
-from typing import Annotated
+from typing import Annotated, cast
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -40,6 +40,7 @@ from formats.event import (
     FormatError,
     Granularity,
     PayloadKind,
+    are_names,
     check_name,
     whole,
 )
@@ -181,9 +182,7 @@ class _Reader:
         """Make the events of envelopes. Errors: as `events`."""
         defaults = self._defaults
         default_ms, granularity = defaults.time_ms, defaults.granularity
-        sent_names = [envelope.eventName for envelope in envelopes]
-        usable = {name: self._name(name) for name in set(sent_names)}
-        names = list(map(usable.__getitem__, sent_names))  # one str for all events that have it
+        names = self._usable([envelope.eventName for envelope in envelopes])
         payloads = [bytes(envelope.payload) for envelope in envelopes]
         if len(payloads) > _MANY and sum(map(len, payloads)) < len(payloads) * _SMALL_BYTES:
             known: dict[bytes, bytes] = {}
@@ -203,6 +202,14 @@ class _Reader:
                 meant = {text: granularity_of(text, granularity) for text in set(texts)}
                 granularities = map(meant.__getitem__, texts)
         return list(map(Event, names, times, granularities, repeat(_JSON), payloads))
+
+    def _usable(self, names: list[str | UnsetType]) -> list[str]:
+        """The names that events have. Errors: FormatError."""
+        different = set(names)
+        if UNSET not in different and are_names(cast("set[str]", different)):
+            return cast("list[str]", names)
+        usable = {name: self._name(name) for name in different}
+        return list(map(usable.__getitem__, names))
 
     def _name(self, name: str | UnsetType) -> str:
         """The name that an event has. Errors: FormatError."""
