@@ -1,7 +1,14 @@
-"""The events in a file of an archive, as lines, whatever the file is."""
+"""The events in a file of an archive, as lines, whatever the file is.
 
+Payloads are kept as they came, so half of a surrogate pair (``\\ud800``) can stand in a line: JSON allows it, and it is
+no text. Lines keep it, byte for byte, through compaction and erasure too. Where texts are needed (`event_of`, and with
+it Parquet, queries and re-posting) U+FFFD stands in its place.
+"""
+
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -24,6 +31,11 @@ class Line(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     types: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+#: Half of a surrogate pair, escaped; group 1 is what only looks like it: an escaped backslash, or a whole pair.
+_HALF: Final = re.compile(
+    rb"(\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
+
 _decode = msgspec.json.Decoder(Line).decode
 
 
@@ -32,7 +44,15 @@ def event_of(line: bytes) -> Line:
     try:
         return _decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        mended = without_halves(line)
+        if mended != line:
+            return event_of(mended)
         raise Unreadable(f"a line is not an event: {exc}") from exc
+
+
+def without_halves(line: bytes) -> bytes:
+    """The line with U+FFFD for each half of a surrogate pair."""
+    return _HALF.sub(lambda found: found[1] or rb"\ufffd", line)
 
 
 def event_lines(path: Path, name: str = "") -> Iterator[bytes]:

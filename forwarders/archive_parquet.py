@@ -3,7 +3,8 @@
     id, eventName, eventGranularity, source   VARCHAR
     eventDate, receivedDate                   BIGINT: milliseconds since 1970, UTC, as in the lines
     payload, types                            VARCHAR: JSON texts, byte for byte as in the lines (types may be NULL), so
-                                              that ``payload->>'$.user'`` works in DuckDB, Spark and Trino have theirs
+                                              that ``payload->>'$.user'`` works in DuckDB, Spark and Trino have theirs;
+                                              but for half of a surrogate pair (forwarders/archive_lines.py)
     eventHour                                 TIMESTAMP, UTC: the hour of eventDate
 
 Rows are in the order of the lines they were made from, compressed with zstd. DuckDB writes and reads them: the library

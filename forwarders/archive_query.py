@@ -5,7 +5,7 @@
     eventTime, eventHour                      TIMESTAMP, UTC: eventDate, and the hour it is in
     payload, types                            JSON (types may be NULL), numbers and escapes in their shortest form
 
-Thrift files hold no ids and are left out. Half of a surrogate pair in a payload, which is no text, is left out of it.
+Thrift files hold no ids and are left out. U+FFFD stands for half of a surrogate pair in a payload, which is no text.
 An id can come twice, where a batch was repeated; compaction leaves one of each hour's.
 
 The SQL is an operator's: it is one SELECT, in a database in memory that may open the files of the archive and a working
@@ -26,7 +26,7 @@ import duckdb
 
 from forwarders.archive_files import LINES, THRIFT
 from forwarders.archive_layout import Layout
-from forwarders.archive_lines import event_lines
+from forwarders.archive_lines import event_lines, without_halves
 from forwarders.archive_listing import Choice, live_files
 from forwarders.archive_store import Store
 
@@ -40,10 +40,6 @@ _COLUMNS: Final = {
 }  # fmt: skip
 _TIMES: Final = "make_timestamp(eventDate * 1000) AS eventTime, date_trunc('hour', eventTime) AS eventHour"
 _COPY: Final = {"json": "FORMAT json, ARRAY true", "csv": "FORMAT csv, HEADER true", "parquet": "FORMAT parquet"}
-#: Half of a surrogate pair, escaped; group 1 is what only looks like it: an escaped backslash, or a whole pair.
-_HALF: Final = re.compile(
-    rb"(\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
-)
 _OBJECT_BYTES: Final = 16 * 1024 * 1024, 64 * 1024 * 1024  # DuckDB's own; more is slow where there are many files
 _LISTED_AGAIN: Final = 10
 
@@ -185,7 +181,7 @@ class _Files:
         """Make copies of those lines in which there is half of a surrogate pair."""
         for number, link in enumerate(self.lines):
             lines = list(event_lines(Path(link)))
-            mended = [_HALF.sub(rb"\1", each) for each in lines]
+            mended = [without_halves(each) for each in lines]
             if mended != lines:
                 copy = f"{link}.mended.jsonl"
                 Path(copy).write_bytes(b"".join(mended))

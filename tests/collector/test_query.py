@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from collector.archive_upkeep import compact_archive
 from collector.cli import cli
 from formats.event import Event, Granularity, PayloadKind
 from formats.event_json import EventJson
-from forwarders.archive import Settings, from_settings
+from forwarders.archive import Settings, from_settings, open_store
 from forwarders.archive_files import Compression
 from forwarders.archive_layout import Layout
 from forwarders.archive_listing import Choice
 from forwarders.archive_query import ArchiveQuery, QueryError
-from forwarders.archive_store import LocalStore
+from forwarders.archive_store import LocalStore, Store
+from tests.services.seaweed import BUCKET, Seaweed
 
 NOON_MS = 1_795_176_000_000  # 2026-11-20T12:00:00Z
 HOUR_MS = 3_600_000
@@ -40,7 +42,10 @@ def root(tmp_path: Path) -> Path:
 
 
 def fill(root: Path, compression: Compression, first: int, payloads: list[str], name: str = NAME) -> None:
-    own = Settings(str(root), compression)
+    fill_archive(Settings(str(root), compression), first, payloads, name)
+
+
+def fill_archive(own: Settings, first: int, payloads: list[str], name: str = NAME) -> None:
     forwarder = from_settings(own, name="archive", to_json=EventJson({}), instance="a" * 32)
     forwarder.send(
         [
@@ -52,7 +57,11 @@ def fill(root: Path, compression: Compression, first: int, payloads: list[str], 
 
 
 def compact(root: Path) -> None:
-    done = compact_archive(LocalStore(root), Layout(), Choice(), "parquet", ended_before_ms=2**50, dry_run=False)
+    compact_store(LocalStore(root))
+
+
+def compact_store(store: Store) -> None:
+    done = compact_archive(store, Layout(), Choice(), "parquet", ended_before_ms=2**50, dry_run=False)
     assert done.directories
     assert not done.left
 
@@ -137,10 +146,34 @@ def test_a_query_can_neither_change_anything_nor_look_outside(root: Path, tmp_pa
 def test_half_of_a_surrogate_pair_hides_no_event(root: Path) -> None:
     fill(root, "zstd", 0, [*PAYLOADS, '{"user": "\\ud800a\\\\ud800\\ud83d\\ude00"}'])
 
-    users = asked(root, "SELECT payload->>'$.user' FROM events ORDER BY id")
+    before = asked(root, sql := "SELECT payload->>'$.user' FROM events ORDER BY id")
+    compact(root)
 
-    assert [each[0] for each in users][:3] == ["anna", "bert", "anna"]
-    assert users[-1] == ("a\\ud800😀",)
+    assert [each[0] for each in before][:3] == ["anna", "bert", "anna"]
+    assert before[-1] == ("\ufffda\\ud800😀",)
+    assert asked(root, sql) == before
+
+
+@pytest.mark.server
+def test_objects_are_asked_like_files_before_and_after_a_compaction(root: Path, s3: Seaweed) -> None:
+    objects = Settings(
+        f"s3://{BUCKET}/{uuid.uuid4().hex}", "zstd", endpoint=s3.endpoint, region="us-east-1",
+        credentials_file=s3.credentials(),
+    )  # fmt: skip
+    store = open_store(objects)
+    for own in (objects, Settings(str(root), "none")):
+        fill_archive(own, 0, PAYLOADS[:3])
+        fill_archive(own, 3, PAYLOADS[3:])
+    wanted = [asked(root, sql) for sql in QUESTIONS]
+
+    def answers() -> list[list[tuple[Any, ...]]]:
+        return [ArchiveQuery([(store, Layout())], Choice()).answer(sql).rows for sql in QUESTIONS]
+
+    assert answers() == wanted
+    compact_store(store)
+    assert answers() == wanted
+    late = Choice(since_ms=NOON_MS + HOUR_MS)
+    assert ArchiveQuery([(store, Layout())], late).answer("SELECT count(*) FROM events").rows == [(2,)]
 
 
 def test_a_long_line_is_read(root: Path) -> None:

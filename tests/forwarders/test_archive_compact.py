@@ -295,6 +295,28 @@ def test_a_file_that_cannot_be_read_stays_and_the_others_are_compacted(tmp_path:
     assert (torn.read_bytes(), foreign.read_bytes()) == before
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_half_of_a_surrogate_pair_stays_in_lines_and_is_a_replacement_character_in_parquet(
+    tmp_path: Path, target: Target
+) -> None:
+    half = b'{"\\udc00":"\\ud83dx\\\\ud800\\ud83d\\ude00"}'
+    odd = make_events(2)
+    odd[0].payload = half
+    send(tmp_path, odd[:1], odd[1:])
+    store = LocalStore(tmp_path)
+    before = sorted(lines_in(store))
+
+    done = compact(store, target)
+
+    after = sorted(lines_in(store))
+    assert (done.files, done.left) == (2, [])
+    if target == "jsonl":
+        assert after == before
+    else:
+        mended = half.replace(b"\\udc00", b"\\ufffd").replace(b"\\ud83dx", b"\\ufffdx")
+        assert after == sorted(line.replace(half, mended) for line in before)
+
+
 def test_names_and_hours_are_left_out_by_their_paths(tmp_path: Path) -> None:
     layout = "raw/name={name}/year={year}/month={month}/day={day}/hour={hour}"
     settings = Settings(str(tmp_path), layout=layout)
