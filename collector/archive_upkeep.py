@@ -7,7 +7,8 @@ from forwarders.archive_compact import Compacted, Compactor, Target
 from forwarders.archive_files import Unreadable
 from forwarders.archive_layout import Layout
 from forwarders.archive_listing import Choice, directories
-from forwarders.archive_store import Store
+from forwarders.archive_manifest import COMPACTED
+from forwarders.archive_store import Store, Stored
 
 
 def compact_archive(
@@ -30,7 +31,7 @@ def compact_archive(
         due = [
             (directory, stored)
             for directory, (place, stored) in sorted(directories(store, layout, choice).items())
-            if place.end_ms <= ended_before_ms
+            if place.end_ms <= ended_before_ms and not _is_done(stored, target)
         ]
         for directory, stored in progress(due):
             try:
@@ -42,3 +43,8 @@ def compact_archive(
             except (Unreadable, FileNotFoundError) as exc:
                 total.left.append(f"{store}/{directory}: {exc}")
     return total
+
+
+def _is_done(stored: Sequence[Stored], target: Target) -> bool:
+    """Whether one file is all there is, as in most of an old archive: no manifest needs to be read for that."""
+    return len(stored) == 1 and (target == "jsonl" or stored[0].name.rpartition("/")[2].startswith(COMPACTED))

@@ -3,6 +3,9 @@
 Each time is a process of its own (`collector archive compact`): what it decodes and compresses takes no time from the
 threads that forward, its memory goes with it, and a fault in it is not ours. It goes on when the flusher is killed; a
 second one finds the lock taken.
+
+It looks at the hours that have become due within the last two days; once a day, and the first time, at all of them: for
+events that came later than that.
 """
 
 import contextlib
@@ -12,6 +15,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -25,6 +29,8 @@ _NICE: Final = 10
 _LOCKED: Final = 75
 _END_S: Final = 1.0
 _POLL_S: Final = 0.2
+_LATE_S: Final = 2 * 86_400.0
+_ALL_EVERY_S: Final = 86_400.0
 
 
 @contextmanager
@@ -32,7 +38,7 @@ def compacting(settings: Settings) -> Iterator[None]:
     """Compact for as long as the context lasts."""
     stop = threading.Event()
     scheduled = [
-        (command_for(settings, each.name), each.own.compact_every_s)
+        (command_for(settings, each.name), each.own)
         for each in settings.forwarders
         if isinstance(each.own, ArchiveSettings) and each.own.compact != "off" and each.flush.enabled
     ]
@@ -53,13 +59,25 @@ def command_for(settings: Settings, forwarder: str) -> list[str]:
     return [sys.executable, "-m", "collector", *config, "archive", "compact", "--forwarder", forwarder, "--json"]
 
 
-def _run(command: Sequence[str], every_s: float, stop: threading.Event) -> None:
-    while not stop.wait(every_s):
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)  # noqa: S603  our own
+def choice_for(own: ArchiveSettings, now_s: float) -> list[str]:
+    """The options for the hours that have become due lately."""
+    return ["--since", str(max(0, int((now_s - own.compact_after_s - _LATE_S) * 1000)))]
+
+
+def _run(command: Sequence[str], own: ArchiveSettings, stop: threading.Event) -> None:
+    all_at = time.monotonic()
+    while not stop.wait(own.compact_every_s):
+        all_of_it = time.monotonic() >= all_at
+        choice = [] if all_of_it else choice_for(own, time.time())
+        process = subprocess.Popen(  # noqa: S603  our own
+            [*command, *choice], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        )
         with contextlib.suppress(OSError):  # it has ended
             os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
         threading.Thread(target=_end_with, args=(process, stop), daemon=True).start()
         answer = process.communicate()[0]
+        if all_of_it and process.returncode != _LOCKED:
+            all_at = time.monotonic() + _ALL_EVERY_S
         if process.returncode not in (0, _LOCKED) and not stop.is_set():
             log.warning("archive not compacted", extra={"exit_code": process.returncode})
         with contextlib.suppress(ValueError):

@@ -22,7 +22,7 @@ from fnmatch import fnmatchcase
 from forwarders.archive_files import suffix_of
 from forwarders.archive_layout import Layout, Place, escape_name
 from forwarders.archive_manifest import MANIFESTS, NONE, Manifest, decode_manifest, newest
-from forwarders.archive_store import Store, Stored
+from forwarders.archive_store import Store, Stored, Wanted
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,9 @@ def live_files(store: Store, layout: Layout, choice: Choice = ALL) -> list[Archi
 def directories(store: Store, layout: Layout, choice: Choice = ALL) -> dict[str, tuple[Place, list[Stored]]]:
     """The directories that ``choice`` takes, with all archive files in them, live or not."""
     found: dict[str, tuple[Place, list[Stored]]] = {}
+    wanted = _wanted(layout, choice, "")
     for below in _roots(layout, choice):
-        for each in store.files(below):
+        for each in store.files(below, wanted):
             directory = each.name.rpartition("/")[0]
             if directory in found:
                 found[directory][1].append(each)
@@ -115,10 +116,21 @@ def _roots(layout: Layout, choice: Choice) -> list[str]:
     return sorted({layout.top_of(name) for name in choice.names})
 
 
+def _wanted(layout: Layout, choice: Choice, prefix: str) -> Wanted:
+    """Where to look below the roots: a directory of a year or a day says its time as one of an hour does."""
+
+    def wanted(directory: str) -> bool:
+        place = layout.place_of(directory.removeprefix(prefix))
+        return place is None or choice.takes(place)
+
+    return wanted
+
+
 def _manifests(store: Store, layout: Layout, choice: Choice) -> dict[str, Manifest]:
     found = {}
+    wanted = _wanted(layout, choice, f"{MANIFESTS}/")
     for below in _roots(layout, choice):
-        names = [each.name for each in store.files(f"{MANIFESTS}/{below}".rstrip("/"))]
+        names = [each.name for each in store.files(f"{MANIFESTS}/{below}".rstrip("/"), wanted)]
         for directory, of_one in newest(names).items():
             place = layout.place_of(directory)
             if place is not None and choice.takes(place):

@@ -33,14 +33,26 @@ class Stored(NamedTuple):
     age_s: float
 
 
+#: Says of a directory's name whether to look into it.
+Wanted = Callable[[str], bool]
+
+
+def everywhere(_directory: str) -> bool:
+    """Look into every directory."""
+    return True
+
+
 class Store(Protocol):
     """Files under names. A file appears whole or not at all; whatever returns has it safe.
 
     Errors: OSError, of all methods; FileNotFoundError where a file is read that is not there.
     """
 
-    def files(self, directory: str = "") -> list[Stored]:
-        """Every file below a directory ("": all but hidden ones), by name. What changes meanwhile may be missing."""
+    def files(self, directory: str = "", wanted: Wanted = everywhere) -> list[Stored]:
+        """Every file below a directory ("": all but hidden ones), by name. What changes meanwhile may be missing.
+
+        Directories that are not ``wanted`` need not be looked into, where that saves something.
+        """
 
     def read(self, name: str) -> bytes: ...
 
@@ -82,13 +94,13 @@ class LocalStore:
     def __str__(self) -> str:
         return str(self.root)
 
-    def files(self, directory: str = "") -> list[Stored]:
+    def files(self, directory: str = "", wanted: Wanted = everywhere) -> list[Stored]:
         found: list[Stored] = []
         now = time.time()
-        self._scan(directory, found, now)
+        self._scan(directory, wanted, found, now)
         return sorted(found)
 
-    def _scan(self, directory: str, found: list[Stored], now: float) -> None:
+    def _scan(self, directory: str, wanted: Wanted, found: list[Stored], now: float) -> None:
         try:
             entries = list(os.scandir(self.root / directory))
         except FileNotFoundError:
@@ -96,8 +108,8 @@ class LocalStore:
         for entry in entries:
             name = f"{directory}/{entry.name}" if directory else entry.name
             if entry.is_dir(follow_symlinks=False):
-                if not entry.name.startswith("."):
-                    self._scan(name, found, now)
+                if not entry.name.startswith(".") and wanted(name):
+                    self._scan(name, wanted, found, now)
             elif entry.is_file(follow_symlinks=False):
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)

@@ -25,7 +25,7 @@ import obstore
 from obstore import exceptions
 from obstore.store import from_url
 
-from forwarders.archive_store import Stored, StoreError, scratch, sweep_scratch
+from forwarders.archive_store import Stored, StoreError, Wanted, everywhere, scratch, sweep_scratch
 from forwarders.secrets import read_credentials
 
 _T = TypeVar("_T")
@@ -66,8 +66,8 @@ class ObjectStore:
     def __str__(self) -> str:
         return self._url
 
-    def files(self, directory: str = "") -> list[Stored]:
-        now = time.time()
+    def files(self, directory: str = "", wanted: Wanted = everywhere) -> list[Stored]:
+        now = time.time()  # a request lists a thousand, wherever they are: leaving some out would not save one
         batches = self._ask(lambda: list(obstore.list(self._store, prefix=directory or None)))
         found = [
             Stored(each["path"], each["size"], now - each["last_modified"].timestamp())

@@ -30,7 +30,17 @@ from urllib.parse import quote, urlencode, urlsplit
 from urllib3 import BaseHTTPResponse, PoolManager
 from urllib3.util import Timeout
 
-from forwarders.archive_store import DIRECTORY_MODE, FILE_MODE, TMP, Stored, StoreError, scratch, sweep_scratch
+from forwarders.archive_store import (
+    DIRECTORY_MODE,
+    FILE_MODE,
+    TMP,
+    Stored,
+    StoreError,
+    Wanted,
+    everywhere,
+    scratch,
+    sweep_scratch,
+)
 from forwarders.http_endpoint import Connections, NoReply
 from forwarders.secrets import read_credentials
 
@@ -68,9 +78,9 @@ class HdfsStore:
     def __str__(self) -> str:
         return self._url
 
-    def files(self, directory: str = "") -> list[Stored]:
+    def files(self, directory: str = "", wanted: Wanted = everywhere) -> list[Stored]:
         found: list[Stored] = []
-        self._scan(directory, found, time.time())
+        self._scan(directory, wanted, found, time.time())
         return sorted(found)
 
     def read(self, name: str) -> bytes:
@@ -175,7 +185,7 @@ class HdfsStore:
 
     # Reading
 
-    def _scan(self, directory: str, found: list[Stored], now: float) -> None:
+    def _scan(self, directory: str, wanted: Wanted, found: list[Stored], now: float) -> None:
         try:
             entries = self._call("GET", directory, "LISTSTATUS")["FileStatuses"]["FileStatus"]
             below = [(e["pathSuffix"], e["type"], e["length"], e["modificationTime"] / 1000) for e in entries]
@@ -187,8 +197,8 @@ class HdfsStore:
             name = f"{directory}/{base}" if directory else base
             if kind == "FILE":
                 found.append(Stored(name, size, now - written_s))
-            elif not base.startswith("."):
-                self._scan(name, found, now)
+            elif not base.startswith(".") and wanted(name):
+                self._scan(name, wanted, found, now)
 
     def _chunks(self, name: str) -> Iterator[bytes]:
         place = self._place(self._request("GET", self._address(name, "OPEN", {})))

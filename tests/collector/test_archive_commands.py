@@ -13,8 +13,9 @@ import pytest
 import zstandard
 from click.testing import CliRunner, Result
 
+from collector.archive_upkeep import compact_archive
 from collector.cli import cli
-from collector.compaction_schedule import command_for, compacting
+from collector.compaction_schedule import choice_for, command_for, compacting
 from collector.settings import load
 from formats.event import Event, Granularity, PayloadKind
 from formats.event_json import EventJson
@@ -22,7 +23,7 @@ from forwarders.archive import Settings, from_settings
 from forwarders.archive_files import chunks
 from forwarders.archive_layout import Layout
 from forwarders.archive_lines import event_lines
-from forwarders.archive_listing import live_files
+from forwarders.archive_listing import Choice, live_files
 from forwarders.archive_manifest import read_manifest
 from forwarders.archive_store import LocalStore
 from tests.services.child import wait_until
@@ -214,6 +215,40 @@ def test_a_thrift_archive_is_read_verified_and_erased_from_like_lines(tmp_path: 
     assert run("verify").exit_code == 1
     with pytest.raises(ValueError, match="compact"):
         Settings("x", format="thrift", compact="jsonl")
+
+
+class Watched(LocalStore):
+    """Notes what it is asked for: files and directories to read."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.asked: list[str] = []
+
+    def read(self, name: str) -> bytes:
+        self.asked.append(name)
+        return super().read(name)
+
+    def _scan(self, directory: str, *rest: Any) -> None:
+        self.asked.append(directory)
+        super()._scan(directory, *rest)
+
+
+def test_hours_that_are_compacted_or_old_cost_a_look_at_most(archive: LocalStore, run: Run) -> None:
+    own = Settings(str(archive.root), compact="jsonl")
+    in_two_days_s = NOON_MS / 1000 + own.compact_after_s + 2 * 86_400
+
+    def asked(*options: str) -> set[str]:
+        since = int(options[1]) if options else None
+        store = Watched(archive.root)
+        compact_archive(store, Layout(), Choice(since_ms=since), "jsonl", ended_before_ms=NOON_MS + 2 * HOUR_MS)
+        return {name for name in store.asked if name.startswith(("e", ".manifests"))}
+
+    assert answer(run("compact", "--format", "jsonl", *choice_for(own, in_two_days_s + 7200), "--json"))["files"] == 0
+    assert answer(run("compact", "--format", "jsonl", *choice_for(own, in_two_days_s + 3599), "--json"))["files"] == 4
+    days = {"e", "e/2026", "e/2026/11", "e/2026/11/20"}
+    assert asked() == {*days, f"{DIRECTORY[:-2]}12", f"{DIRECTORY[:-2]}13"}
+    assert asked(*choice_for(own, in_two_days_s + 3600)) == {*days, f"{DIRECTORY[:-2]}13"}
+    assert asked(*choice_for(own, in_two_days_s + 86_400)) == {"e", "e/2026", "e/2026/11"}
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from forwarders.archive_layout import DEFAULT_LAYOUT, Layout
 from forwarders.archive_lines import event_lines, event_of
 from forwarders.archive_listing import Choice, live_files
 from forwarders.archive_manifest import read_manifest
-from forwarders.archive_store import LocalStore, Store, Stored
+from forwarders.archive_store import LocalStore, Store, Stored, Wanted, everywhere
 from tests.services.seaweed import BUCKET, Seaweed
 from tests.spool.dying import Killed, dying_everywhere
 
@@ -269,11 +269,11 @@ def test_a_reader_who_lists_while_it_runs_finds_every_event_once(tmp_path: Path)
     class Meanwhile(LocalStore):
         done = False
 
-        def files(self, directory: str = "") -> list[Stored]:
+        def files(self, directory: str = "", wanted: Wanted = everywhere) -> list[Stored]:
             if directory.startswith(".manifests") and not self.done:
                 self.done = True
                 compact(LocalStore(tmp_path), "parquet")
-            return super().files(directory)
+            return super().files(directory, wanted)
 
     send(tmp_path, *BATCHES)
 
