@@ -41,11 +41,13 @@ class Hurt:
     """A server behind a proxy, and the forwarder that goes to it.
 
     ``kind`` is what starts and kills the server, ``settings`` are the forwarder's tables, ``done`` the faults so far.
+    ``keeps_repeats``: copies with one id are no fault, for nobody there knows them.
     """
 
     name: str
     kind: type[Rabbit] | type[Influx] | type[Mongo] | type[Seaweed]
     faults: tuple[str, ...] = ("kill", "stop", "cut")
+    keeps_repeats = False
 
     def __init__(self, base: Path) -> None:
         self.server: Any = self.kind(base)
@@ -117,6 +119,7 @@ class HurtRabbit(Hurt):
     """A quorum queue."""
 
     name = "rabbitmq"
+    keeps_repeats = True
     kind = Rabbit
     faults = ("kill", "stop", "cut", "alarm")
 
@@ -147,6 +150,29 @@ class HurtRabbit(Hurt):
         """As if its memory were above the watermark: publishers are blocked."""
         with self.server.memory_alarm():
             yield
+
+
+class HurtStream(HurtRabbit):
+    """A stream, which knows the batches that come again."""
+
+    name = "rabbitmq-stream"
+    keeps_repeats = False
+    faults = ("kill", "stop", "cut")
+
+    def __init__(self, base: Path) -> None:
+        super().__init__(base)
+        self.proxy = TcpProxy(self.server.stream_port)
+
+    def settings(self, timeout_s: float) -> dict[str, dict[str, Any]]:
+        url = f"rabbitmq-stream://guest:guest@127.0.0.1:{self.proxy.port}/%2f"
+        limits = {"connect_timeout_s": timeout_s, "confirm_timeout_s": timeout_s}
+        return {"forwarders.rabbitmq-stream": {"url": url, "stream": QUEUE, **limits}}
+
+    def copies(self) -> Iterator[Copy]:
+        """Every message; they stay there."""
+        self.server.wait_for_queue(QUEUE)
+        for properties, body in self.server.read_stream(QUEUE):
+            yield Copy(decode(body).payload.n, properties.message_id)
 
 
 class HurtInflux(Hurt):
@@ -221,10 +247,3 @@ class HurtStore(Hurt):
             for line in store.read(each.name).splitlines():
                 event = decode(line)
                 yield Copy(event.payload.n, event.id)
-
-
-#: By name, in the order in which they are hurt. RabbitMQ is the last: killed within half a second of the declaration of
-#: a quorum queue it leaves it without a leader (docs/operations.md, "A destination is down").
-SERVERS: dict[str, type[HurtRabbit] | type[HurtInflux] | type[HurtMongo] | type[HurtStore]] = {
-    each.name: each for each in (HurtInflux, HurtMongo, HurtStore, HurtRabbit)
-}

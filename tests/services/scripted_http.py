@@ -1,6 +1,7 @@
 """An HTTP server whose answers a test makes up: for what no real server can be brought to say."""
 
 import ssl
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,6 +31,15 @@ class Request:
     @property
     def lines(self) -> list[str]:
         return self.body.decode().splitlines()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that resets its connection is no error of ours."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class ScriptedHttp:
@@ -79,8 +89,7 @@ class ScriptedHttp:
             def log_message(self, format: str, *args: object) -> None:
                 """Nothing: pytest shows what a test needs."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         if certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate, key)
