@@ -157,10 +157,11 @@ class Intake:
         one has come, and nothing at all when it does not.
         """
         envelope = EnvelopeWriter(source)
-        receipt, coarsest_ms = NOTHING, 0
+        receipt, coarsest_ms, kept = NOTHING, 0, 0
         for part in parts:
             events, coarse_ms, outcome = self._rules.judge(part, sender)
-            receipt = receipt.then(outcome, part.kept) if receipt.offered else outcome
+            kept = kept or part.kept
+            receipt = receipt.then(outcome, kept) if receipt.offered else outcome
             coarsest_ms = max(coarsest_ms, coarse_ms)
             envelope.add(events)
             if envelope.size > PAYLOAD_MAX_BYTES or envelope.count > EVENTS_MAX:

@@ -111,6 +111,10 @@ class Decoded(msgspec.Struct):
     runs: list[int] = []
     kept: int = FAILURES_KEPT
 
+    def next(self) -> "Decoded":
+        """An empty part, for what follows in the body: of the failures that are wanted it keeps what is left."""
+        return Decoded(kept=max(self.kept - self.failed, 0))
+
     @property
     def size(self) -> int:
         """How many events it has, good and bad."""

@@ -264,7 +264,7 @@ def _decode_each(body: bytes, at: int, reader: _Reader, kept: int) -> Iterator[D
             read += element if isinstance(element, int) else len(element)
             if read > PIECE_BYTES:
                 yield part
-                part, read = Decoded(kept=kept), 0
+                part, read = part.next(), 0
     except JsonSyntaxError as exc:
         part.fail(exc.reason)
     yield part

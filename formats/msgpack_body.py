@@ -284,7 +284,7 @@ def _decode_each(body: bytes, at: int, left: int, reader: _Reader, kept: int) ->
             read += element if isinstance(element, int) else len(element)
             if read > PIECE_BYTES:
                 yield part
-                part, read = Decoded(kept=kept), 0
+                part, read = part.next(), 0
     except (Truncated, msgspec.DecodeError) as exc:
         part.fail(str(exc))
     yield part

@@ -46,7 +46,7 @@ def decode_smile(body: bytes, defaults: Defaults) -> Iterator[Decoded]:
             judged += element
         if judged > PIECE_BYTES:
             yield part
-            part, judged = Decoded(kept=defaults.failures_kept), 0
+            part, judged = part.next(), 0
     _judge(texts, defaults, part)
     yield part
 

@@ -83,7 +83,7 @@ def decode_thrift(body: bytes, defaults: Defaults) -> Iterator[Decoded]:
         while at < len(body):
             if at - begin > PIECE_BYTES:
                 yield part
-                part, begin = Decoded(kept=defaults.failures_kept), at
+                part, begin = part.next(), at
             usual = _usual_frame(body, at, names)
             if usual is not None:
                 event, at = usual

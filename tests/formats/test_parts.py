@@ -198,3 +198,29 @@ def test_of_the_smallest_events_few_are_objects_at_once_and_all_are_few_bytes(na
     assert envelope.count > 2 * most
     assert envelope.size < 6 * len(body)
     assert len(decode_envelope(envelope.finish(5), UUID, 64)) == envelope.count
+
+
+@pytest.mark.parametrize(
+    ("decode", "begin", "event"),
+    [
+        (decode_json, b"", b'{"payload":[]}'),
+        (decode_msgpack, b"", b"\x81\xa7payload\x01"),
+        (decode_smile, b":)\n\x00", b"\xfa\x86payload\xc2\xfb"),
+        (decode_thrift, b"", stream(b"\x63", 1)),
+    ],
+)
+@pytest.mark.parametrize("kept", [20, 30_000])
+def test_of_all_parts_together_the_first_failures_are_kept_and_no_more(
+    decode: Callable[[bytes, Defaults], Iterator[Decoded]], begin: bytes, event: bytes, kept: int
+) -> None:
+    count = 4 * PIECE_BYTES // len(event)
+
+    parts = list(decode(begin + event * count, Defaults(5, "Default", failures_kept=kept)))
+
+    found, first = [], 0
+    for part in parts:
+        found += [first + each.at for each in part.failures]
+        first += part.size
+    assert len(parts) > 2
+    assert first == count
+    assert found == list(range(min(count, kept)))
