@@ -11,6 +11,7 @@ from benchmarks.load import EVENTS, PIXEL, Load, json_events
 from benchmarks.open_loop import Answers
 from benchmarks.options import Options
 from benchmarks.servers import Side
+from benchmarks.side_by_side import WARM_UP_S
 
 CONNECTIONS = 128
 ROUNDS = 5
@@ -39,7 +40,7 @@ def latency(base: Path, options: Options) -> Table:
         dead = stack.enter_context(forwarding(base, "dead", dead_port))
         for text, load in LOADS.items():
             for side in (alone, dead):
-                answered(side, load, 0, 1)  # warm
+                answered(side, load, 0, min(seconds, WARM_UP_S))
             highest = statistics.median(answered(alone, load, 0, min(seconds, HIGHEST_S)).per_s for _ in range(rounds))
             for share in SHARES:
                 taken: dict[str, list[Answers]] = {"alone": [], "dead": []}

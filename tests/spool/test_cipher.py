@@ -248,6 +248,7 @@ def test_a_box_that_was_changed_says_so(directory: SpoolDirectory, tmp_path: Pat
         (key_line("a") + key_line("a"), 0o600, "line 2: the id a is there twice"),
         (key_line("a/b"), 0o600, "line 1: expected ID:BASE64"),
     ],
+    ids=["readable", "writable", "empty", "short", "twice", "name"],  # keys are random, the names of tests are not
 )  # fmt: skip
 def test_a_key_file_that_will_not_do_is_refused_with_its_line(tmp_path: Path, text: str, mode: int, said: str) -> None:
     path = write_keys(tmp_path / "keys", text)
