@@ -62,6 +62,7 @@ def test_a_replay_beside_the_flusher_brings_what_was_refused_once_however_often_
             garbage = run(collector, "quarantine", "replay", "influxdb/nothing")
             wait_until(lambda: picky.taken.keys() >= set(range(10)), 20, "all events")
             wait_until(lambda: not list(quarantine.iterdir()), 20, "an empty quarantine")
+            collector.kill()  # which is sooner over than an orderly end, here and below
     finally:
         picky.server.close()
 
@@ -102,11 +103,13 @@ def test_a_forwarder_that_is_renamed_begins_anew_and_the_old_queue_is_kept(
         with quick(tmp_path, forwarders__before=down | {"type": "influxdb"}) as collector:
             assert collector.post(numbered(range(5)))[0] == 202
             assert_delivered(tmp_path, range(5))
+            collector.kill()
         waiting = sorted(path.name for path in collector.spool.glob("_queue/before/*.seg"))
         renamed = quick(tmp_path, forwarders__after=picky.settings() | {"type": "influxdb"})
         with renamed:
             wait_until(lambda: picky.taken.keys() >= set(range(5)), 20, "the events under the new name")
             status = json.loads(run(renamed, "status", "--json").stdout)
+            renamed.kill()
     finally:
         picky.server.close()
 
@@ -127,6 +130,7 @@ def test_a_backlog_of_many_segments_delays_no_start_and_takes_little_memory(
         assert collector.post(numbered(range(100)))[0] == 202
         assert_delivered(tmp_path, range(100))
         memory_before = memory_mb(flusher_of(collector))
+        collector.kill()
     (segment,) = collector.spool.glob("_queue/influxdb/*.seg")
     for number in range(count):
         stem = segment_stem(1_795_342_500_000_000_000 + number * 1000, os.urandom(16))
@@ -138,6 +142,7 @@ def test_a_backlog_of_many_segments_delays_no_start_and_takes_little_memory(
         wait_until(lambda: archived(tmp_path).keys() >= {-1}, 60, "an event in the archive")
         forwarded_after_s = time.monotonic() - began
         grown_mb = memory_mb(flusher_of(collector)) - memory_before
+        collector.kill()
 
     seen(
         segments=count, start_s=round(took_s, 1), first_event_forwarded_after_s=round(forwarded_after_s, 1),
