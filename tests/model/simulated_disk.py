@@ -122,6 +122,12 @@ class Disk:
         self._names = self._tree()
         self._contents = {path.lstat().st_ino: contents[inode] for inode, path in first.items()}
 
+    def exchange(self, path: Path) -> None:
+        """All processes being dead, put an empty directory in its place; what was on it is at ``path`` then."""
+        self.root.rename(path)
+        self.root.mkdir(mode=0o750)
+        self._names = {}
+
     def _after_the_cut(self, inode: int, now: dict[str, int], dice: random.Random | None) -> bytes:
         synced = self._contents.get(inode, b"")
         name = next((name for name, each in now.items() if each == inode), None)

@@ -7,7 +7,7 @@ its bytes; the accounts of every forwarder add up. In the end everything has arr
 Some seconds of it, always the same, run with all tests. Other examples, for as long as one likes:
 ``HYPOTHESIS_PROFILE=long pytest tests/model/spool_machine.py``. What it finds becomes a plain test.
 
-Not in it: import, samples, optional forwarders, damaged bytes.
+Not in it: samples, optional forwarders, damage to what is in quarantine, is written just now or was retained.
 """
 
 import gc
@@ -53,8 +53,11 @@ writing = rule(
     sync=st.booleans(),
     dies_after=deaths,
     failing=faults,
+    closes=st.booleans(),
 )
-forwarding = rule(name=names, dies_after=deaths, script=st.lists(answers, max_size=3), steps=st.integers(1, 4))
+forwarding = rule(
+    name=names, dies_after=deaths, script=st.lists(answers, max_size=3), steps=st.integers(1, 4), ticks=st.booleans()
+)
 
 
 def _set_log_level(level: int) -> None:
@@ -90,12 +93,15 @@ class SpoolMachine(RuleBasedStateMachine):
         sync: bool,
         dies_after: int | None,
         failing: tuple[Failing, ...],
+        closes: bool,
     ) -> None:
         made = [
             [self.world.new_event(size, unwanted=unwanted, aside=aside) for size, (unwanted, aside) in each]
             for each in records
         ]
         self.world.write(which, made, sync=sync, dies_after=dies_after, failing=failing)
+        if closes:
+            self.world.close_writer(which)
 
     write = writing(_write)
     write_more = writing(_write)  # as rules are chosen evenly
@@ -128,6 +134,36 @@ class SpoolMachine(RuleBasedStateMachine):
     def cut_power(self, seed: int) -> None:
         self.world.cut_power(seed)
 
+    @precondition(lambda self: self.world.dead is None)
+    @rule(steps=st.integers(0, 2))
+    def machine_dies(self, steps: int) -> None:
+        for name in FORWARDERS if steps else ():
+            self._forward(name, None, [], steps, ticks=True)
+        self.world.machine_dies()
+
+    @precondition(lambda self: self.world.dead is not None)
+    @rule(dies_after=deaths)
+    def import_dead(self, dies_after: int | None) -> None:
+        self.world.import_dead(dies_after=dies_after)
+
+    @precondition(lambda self: self.world.segments())
+    @rule(which=st.integers(0, 5), where=st.integers(0, 2**16))
+    def damage(self, which: int, where: int) -> None:
+        self.world.damage(which, where)
+
+    @precondition(lambda self: self.world.cursors())
+    @rule(which=st.integers(0, 2), how=st.sampled_from(["removed", "cut", "overwritten"]))
+    def lose_cursor(self, which: int, how: str) -> None:
+        cursors = self.world.cursors()
+        self.world.lose_cursor(cursors[which % len(cursors)], how)
+
+    @precondition(lambda self: len(self.world.deadly) < 2 and self.world.segments())
+    @rule(which=st.integers(0, 20))
+    def an_event_becomes_deadly(self, which: int) -> None:
+        waiting = sorted(set().union(*map(self.world.events_in, self.world.segments())))
+        if waiting:
+            self.world.deadly.add(waiting[which % len(waiting)])
+
     # The way out
 
     @rule(dies_after=deaths, seconds=st.sampled_from([0.0, 0.2, 6.0, 70.0]))
@@ -135,8 +171,10 @@ class SpoolMachine(RuleBasedStateMachine):
         self.world.clock.now += seconds
         self.world.as_flusher(lambda flusher: flusher.flusher._tick(), dies_after=dies_after)
 
-    def _forward(self, name: str, dies_after: int | None, script: list[str], steps: int) -> None:
+    def _forward(self, name: str, dies_after: int | None, script: list[str], steps: int, ticks: bool) -> None:
         def work(flusher: FlusherProcess) -> None:
+            if ticks:
+                flusher.flusher._tick()
             lane = flusher.lanes.get(name)
             if lane is None:
                 return
@@ -272,6 +310,8 @@ class SpoolMachine(RuleBasedStateMachine):
             self.world.kill_all()
             self.uuids.stop()
             self.place.cleanup()
+            del self.world  # or the next machine freezes all of it for ever
+            gc.collect()
             gc.unfreeze()
             gc.enable()
             _set_log_level(logging.NOTSET)
@@ -281,6 +321,9 @@ class SpoolMachine(RuleBasedStateMachine):
         world = self.world
         for which in list(world.writers):
             world.close_writer(which)
+        world.stop_flusher()
+        world.import_dead()
+        assert world.dead is None
         for name in world.directory.queues():
             switch = Switch.forwarder(world.directory, name)
             world.as_person(switch.turn_on)
@@ -294,7 +337,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
         for _ in range(100):
             world.as_flusher(work)
-            assert world.flusher is not None
+            assert world.flusher is not None or world.deadly
             world.clock.now += 30
             places = [world.directory.opened, world.directory.sealed]
             places += [world.directory.queue_root / name for name in world.configured]
@@ -307,7 +350,7 @@ class SpoolMachine(RuleBasedStateMachine):
 pytestmark = pytest.mark.timeout(0 if LONG else 600)  # finding the smallest example takes minutes
 TestSpool = SpoolMachine.TestCase
 TestSpool.settings = settings(
-    max_examples=2000 if LONG else 25,
+    max_examples=500 if LONG else 40,  # more at a time: Hypothesis keeps what it has tried, half a MB an example
     stateful_step_count=80 if LONG else 40,
     derandomize=not LONG,
     deadline=None,

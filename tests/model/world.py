@@ -4,12 +4,17 @@ Each event has a number, which is in its payload. For each forwarder the world k
 it may do without (a person gave them up), and what has arrived.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from collector.settings import ForwarderSettings
+from collector.spool_import import import_spool
 from formats.envelope import encode_envelope
 from formats.event import Event, Granularity, PayloadKind
 from forwarders.batch import decode_record
@@ -19,7 +24,8 @@ from forwarders.flusher import Flusher
 from forwarders.lane import Lane
 from spool.audit import audit
 from spool.cipher import Keyring
-from spool.directory import SpoolDirectory
+from spool.directory import SpoolDirectory, SpoolError
+from spool.flusher_lock import Locked
 from spool.quarantine import Item, Quarantine
 from spool.reader import Record, SegmentReader
 from spool.retention import Retention
@@ -80,8 +86,13 @@ class Destination:
         self._world = world
 
     def send(self, batch: Sequence[Event]) -> None:
+        deadly = not self._world.deadly.isdisjoint(map(_number, batch))
         if self._world.disk.elsewhere:
+            if deadly:
+                os._exit(1)
             return
+        if deadly:
+            raise Killed
         answer = self.script.pop() if self.script else "takes"
         if answer == "unavailable":
             raise Unavailable("not now")
@@ -109,6 +120,25 @@ class Destination:
     def close(self) -> None: ...
 
 
+@dataclass
+class Dead:
+    """The spool of a machine that is no more; ``torn``: an import of it died.
+
+    What lies there: ``for_all`` was handed to nobody or not to all, ``queued`` and ``kept`` in quarantine are by
+    forwarder; ``replayed`` waits in queues because a person wants it again.
+    """
+
+    path: Path
+    for_all: set[int]
+    queued: dict[str, set[int]]
+    kept: dict[str, set[int]]
+    torn: bool = False
+
+    def holds(self, name: str) -> set[int]:
+        """What a forwarder may still get from there."""
+        return self.for_all | self.queued.get(name, set()) | self.kept.get(name, set())
+
+
 class World:
     """The spool, its processes, and what they owe."""
 
@@ -128,6 +158,8 @@ class World:
         self.excused: dict[str, set[int]] = {}
         self.disordered: set[bytes] = set()  # segments whose events do not come in the order of their ids
         self._acknowledged: set[int] = set()
+        self.deadly: set[int] = set()  # processes die of sending them
+        self.dead: Dead | None = None
         self._orphaned: set[int] = set()  # answered by writers that are dead, and perhaps not on the disk
         self._payloads: list[bytes] = []
         self._names: list[str] = []
@@ -135,6 +167,8 @@ class World:
         self._number_of: dict[str, int] = {}
         self._wall_ns = RECEIVED_MS * 1_000_000
         self._person = Process()
+        self._damaged: set[int] = set()
+        self._forgetful: set[str] = set()  # forwarders that have lost a cursor
         with self.disk.process(self._person):
             self.directory = SpoolDirectory.open(self.disk.root)
 
@@ -160,12 +194,12 @@ class World:
         assert self._number_of.setdefault(event.id, number) == number, f"{event.id} is two events"
         return number
 
-    def events_in(self, path: Path) -> set[int]:
-        """The numbers in a segment's whole records."""
+    def events_in(self, path: Path, offset: int | None = None) -> set[int]:
+        """The numbers in a segment's whole records, or in the one at an offset."""
         found: set[int] = set()
         with SegmentReader(path, self.all_keys) as reader:
             for part in reader.records():
-                if isinstance(part, Record):
+                if isinstance(part, Record) and offset in (None, part.offset):
                     found.update(map(self.check, decode_record(part)))
         return found
 
@@ -391,10 +425,110 @@ class World:
             return False
         return True
 
+    # What else happens to disks
+
+    def damage(self, which: int, where: int) -> None:
+        """A bit of a record in a sealed segment flips. Its events may be lost, and nothing else may."""
+        paths = self.segments()
+        path = paths[which % len(paths)]
+        with SegmentReader(path) as reader:
+            records = [each for each in reader.scan() if isinstance(each, Record)]
+        if not records:
+            return
+        record = records[where % len(records)]
+        self._damaged |= self.events_in(path, record.offset)
+        at = record.offset + where % (record.end - record.offset)
+        with path.open("r+b") as file:
+            file.seek(at)
+            (byte,) = file.read(1)
+            file.seek(at)
+            file.write(bytes([byte ^ 1 << where % 8]))
+
+    def lose_cursor(self, name: str, how: str) -> None:
+        """What a forwarder knows of its progress is gone: it sends what waits for it from the beginning."""
+        cursor = self.directory.queue_root / name / ".cursor"
+        match how:
+            case "removed":
+                cursor.unlink()
+            case "cut":
+                os.truncate(cursor, 7)
+            case "overwritten":
+                cursor.write_bytes(b"\xa5" * cursor.stat().st_size)
+        self._forgetful.add(name)
+        if name in self.destinations:
+            self.destinations[name].in_order = False
+
+    def machine_dies(self) -> None:
+        """All processes end, and another machine goes on with an empty disk; the old one can be read from there."""
+        self.kill_all()
+        queues = self.directory.queues()
+        path = self.disk.root.with_name("dead")
+        self.dead = Dead(
+            path, self.waiting_for_all(), {name: self.queued(name) for name in queues},
+            {name: self.quarantined(name) for name in queues},
+        )  # fmt: skip
+        self._orphaned.clear()
+        self.expected = {name: each for name, each in self.expected.items() if name in self.configured}
+        for destination in self.destinations.values():
+            destination.in_order = False
+        self.disk.exchange(path)
+        with self.disk.process(self._person):
+            self.directory = SpoolDirectory.open(self.disk.root, keyring=self.all_keys)
+
+    def import_dead(self, *, dies_after: int | None = None) -> None:
+        """Bring what the dead machine still had; an import that dies is completed by the next one."""
+        dead = self.dead
+        if dead is None:
+            return
+        linked = self._linked()
+        missing: set[str] = set()
+
+        def bring(*, dry_run: bool = False) -> bool:
+            forwarders = [ForwarderSettings(name, name, self._settings(name), None) for name in self.configured]
+            done = import_spool(
+                dead.path, self.directory, forwarders, room_bytes=2**40, watch=lambda each: each, dry_run=dry_run
+            )
+            missing.update(done.plan.unknown)
+            return bool(done.plan.parcels)
+
+        try:
+            lived = self.as_person(bring, dies_after=dies_after)
+        except (Locked, SpoolError):
+            return  # the flusher that runs has no queue yet
+        self._note_queues(linked)
+        dead.torn = not lived
+        if not lived or not missing.isdisjoint(self.configured):
+            return
+        assert not bring(dry_run=True), "an import that is complete has something to bring"
+        for name in self.expected:
+            if name in self.configured:
+                came = dead.for_all | dead.queued.get(name, set())
+                self.expected[name] |= self.wanted(name, came & self._acknowledged)
+            else:
+                here = self.waiting_for_all() | self.queued(name) | self.quarantined(name)
+                self.expected[name] -= self._owed(name) - here
+        shutil.rmtree(dead.path)
+        self.dead = None
+
+    def segments(self) -> list[Path]:
+        """Sealed segments that wait somewhere, but for replays."""
+        queues = [self.directory.queue_root / name for name in self.directory.queues()]
+        found = (path for place in (self.directory.sealed, *queues) for path in place.glob("*.seg"))
+        return sorted(path for path in found if "~" not in path.name)
+
+    def cursors(self) -> list[str]:
+        """The forwarders that have one."""
+        root = self.directory.queue_root
+        return [name for name in self.directory.queues() if (root / name / ".cursor").exists()]
+
     # What must hold
 
     def check_audit(self) -> None:
+        if self.dead and self.dead.torn:
+            return  # the rows come first
         for balance in audit(self.directory, looks=1):
+            if balance.forwarder in self._forgetful and balance.pending:
+                continue  # what it has put into quarantine counts when it comes by there again
             assert balance.ok, balance
             whole = balance.pending + balance.outcome.total
             assert balance.accepted + balance.replayed == whole, balance
@@ -404,6 +538,8 @@ class World:
         on_the_way = self.waiting_for_all()
         for name in self.expected:
             lost = self._owed(name) - on_the_way
+            if lost and self.dead:
+                lost -= self.dead.holds(name)
             if lost := lost and lost - self.queued(name):
                 assert lost <= self.quarantined(name), f"{sorted(lost - self.quarantined(name))} is lost to {name}"
 
@@ -417,7 +553,8 @@ class World:
 
     def _owed(self, name: str) -> set[int]:
         destination = self.destinations.get(name)
-        return self.expected[name] - self.excused.get(name, set()) - (destination.numbers if destination else set())
+        done = destination.numbers if destination else set()
+        return self.expected[name] - self.excused.get(name, set()) - self._damaged - done
 
     def _check_order(self, name: str) -> None:
         kept = self.quarantined(name)
