@@ -60,13 +60,15 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path, timeou
         time.sleep(POLL_S)
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 30, what: str = "condition") -> None:
+def wait_until(
+    condition: Callable[[], object], timeout_s: float = 30, what: str = "condition", poll_s: float = POLL_S
+) -> None:
     """Return once ``condition()`` is true; AssertionError naming ``what`` after ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s} s: {what}")
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
 
 
 def wait_until_gone(pid: int, timeout_s: float = 10) -> None:

@@ -73,7 +73,8 @@ class Hadoop:
                 form = [*command, "-format", "-nonInteractive"]
                 subprocess.run(form, env=self._environ(), cwd=self.base, check=True, capture_output=True, timeout=60)
             self._processes[name] = start(command, self.base, self._environ(), self.base / f"{name}.log")
-        wait_until(self._takes_files, 90, f"HDFS takes a file; see {self.base}/*.log")
+        # Each question costs a Java that is just beginning more than it costs us.
+        wait_until(self._takes_files, 90, f"HDFS takes a file; see {self.base}/*.log", poll_s=0.25)
         return self
 
     def kill(self, name: str) -> None:
