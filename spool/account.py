@@ -69,15 +69,18 @@ class Account:
                 self.handed[row.uuid] = row.events
                 self.replays.add(row.uuid)
             case RowKind.DONE:
-                self.done.pop(row.uuid, None)  # so that the order is that of the last rows
+                before = self.done.pop(row.uuid, None)  # so that the order is that of the last rows
                 self.done[row.uuid] = row
+                if before and (again := before.outcome.quarantined - row.outcome.quarantined) > 0:
+                    # it came back after a crash, and was not refused then: what was stays in quarantine
+                    self.folded_replays.add(again, Outcome(quarantined=again))
             case RowKind.TOTAL:
                 self.folded.add(row.events, row.outcome)
             case RowKind.TOTAL_REPLAYED:
                 self.folded_replays.add(row.events, row.outcome)
             case RowKind.KEPT:
-                item, before = row.held, self.kept.get(row.uuid)
-                self.kept[row.uuid] = item._replace(claimed=max(item.claimed, before.claimed)) if before else item
+                item, known = row.held, self.kept.get(row.uuid)
+                self.kept[row.uuid] = item._replace(claimed=max(item.claimed, known.claimed)) if known else item
             case RowKind.REPLAY_ENDED:
                 self.ends.pop(row.uuid, None)
                 self.done.pop(row.uuid, None)  # of a version before this one

@@ -99,8 +99,7 @@ def settle(directory: SpoolDirectory, balance: Balance) -> int:
     ledger.kept(name, balance.unknown_items.values())
     uuid, more = uuid4().bytes, balance.quarantine_off_by
     if more > 0:
-        ledger.handed(name, [(uuid, more)], replay=True)
-        ledger.add(uuid, name, more, Outcome(quarantined=more))
+        ledger.replayed(name, uuid, more, Outcome(quarantined=more))
     elif more:
         ledger.add(uuid, name, 0, Outcome(quarantined=more, dropped=-more))
     ledger.close()
@@ -140,21 +139,19 @@ def _look(directory: SpoolDirectory, forwarder: str) -> Balance:
     later = read_mark(path / ".cursor", instance=directory.instance)
     tallies = {each.segment: each.tally._replace(unknown=0) for each in mark.ranges} if mark else {}
     found = Balance(forwarder, damaged_rows=account.damaged_rows)
-    for uuid, (name, events) in list(queue.items()):
+    for uuid, (name, events) in queue.items():
+        if uuid in account.done:
+            continue  # just being finished; or it came back after a crash, to be sent once more
         tally = tallies.get(name, NOTHING)
-        if uuid in account.done and name not in tallies and not (path / name).exists():
-            del queue[uuid]  # finished since
-            continue
         events = tally.total if events is None else events
         found.add(Sum(events, tally), replay=uuid in account.replays or LINK_SEPARATOR in name)
         found.pending += events - tally.total
         if events < tally.total:
             found.unbalanced.append(uuid.hex())
     for uuid, row in account.done.items():
-        if uuid not in queue:
-            found.add(Sum(row.events, row.outcome), replay=uuid in account.replays)
-            if row.events != row.outcome.total:
-                found.unbalanced.append(uuid.hex())
+        found.add(Sum(row.events, row.outcome), replay=uuid in account.replays)
+        if row.events != row.outcome.total:
+            found.unbalanced.append(uuid.hex())
     for uuid, row in account.ends.items():
         found.add(account.end_of(row), replay=True)
         if row.events != row.outcome.total:

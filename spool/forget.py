@@ -76,8 +76,8 @@ def _drop(directory: SpoolDirectory, forwarder: str, place: Path, found: Forgott
                 ends.append((uuid, events, tally.plus(Outcome(dropped=max(0, events - tally.total)))))
         if not dry_run:
             ledger.add_all(forwarder, ends)
-            ledger.handed(forwarder, [each[:2] for each in parts], replay=True)
-            ledger.add_all(forwarder, parts)
+            for part in parts:
+                ledger.replayed(forwarder, *part)
             for name in some:
                 (place / name).unlink(missing_ok=True)
     ledger.close()

@@ -99,9 +99,13 @@ class Ledger:
         if forwarder == owner:
             self.enter(owner, [Row(RowKind.REPLAY_ENDED, item_uuid, events, outcome)])
         else:
-            self.handed(forwarder, [(item_uuid, events)], replay=True)
-            self.add(item_uuid, forwarder, events, outcome)
+            self.replayed(forwarder, item_uuid, events, outcome)
             self.left(owner, item_uuid, events)
+
+    def replayed(self, forwarder: str, uuid: bytes, events: int, outcome: Outcome) -> None:
+        """So many events came to ``forwarder`` besides, and this became of them. Both at once, and the end first: what
+        came and has no end is missing."""
+        self.enter(forwarder, [Row(RowKind.DONE, uuid, events, outcome), Row(RowKind.REPLAYED, uuid, events)])
 
     def enter(self, forwarder: str, rows: Iterable[Row]) -> None:
         """Rows as they are, but for the time, and for damage of which nobody knows how much it was."""

@@ -24,8 +24,8 @@ always is a next one. The item stays here until the queue is finished with the l
 Events are known by where they were first accepted. A batch that is repeated after a crash, cut differently or not,
 is refused again and finds its events here. So does one that came another way: by a replay of what another forwarder
 had refused. It is here once, and the description's ``segment`` says in whose account (`spool.ledger`), and
-``replay_of`` from which item. Only an item that waits in no queue holds anything: when two that hold the same events
-are replayed together and refused, each of them would be held by the other, and both would go.
+``replay_of`` from which item. For a replay only an item that waits in no queue holds anything: when two that hold the
+same events are replayed together and refused, each of them would be held by the other, and both would go.
 """
 
 import contextlib
@@ -124,9 +124,9 @@ class Quarantine:
     ) -> Kept:
         """Keep events that ``forwarder`` refused while it was given ``segment`` (the name in its queue).
 
-        Events that are here already (a batch repeated after a crash), in an item that is not being replayed, are not
-        kept twice: their item counts ``attempts`` more. A record of which some events are new (a batch that was cut
-        differently before) is taken apart by ``split``, or else kept whole.
+        Events that are here already (a batch repeated after a crash) are not kept twice: their item counts ``attempts``
+        more. Where this is a replay, an item that is being replayed too does not count as here. A record of which some
+        events are new (a batch that was cut differently before) is taken apart by ``split``, or else kept whole.
         """
         if not refused:
             return Kept(0)
@@ -136,7 +136,9 @@ class Quarantine:
         replayed = self._description_behind(link) if link else None
         own = link[1] if link and link[0] == forwarder else ""
         account = (replayed.segment if own and replayed else "") or segment
-        found = known.items_of(account, refused, replay_of=own, leaves=lambda name: self._is_queued(forwarder, name))
+        found = known.items_of(
+            account, refused, replay_of=own, leaves=lambda name: link is not None and self._is_queued(forwarder, name)
+        )
         new: list[RefusedRecord] = []
         repeated: set[str] = set()
         claims: dict[str, Held] = {}

@@ -156,6 +156,7 @@ def test_events_that_two_forwarders_refused_are_accounted_for_wherever_the_proce
         return bench
 
     for bench in dying_everywhere(given, lambda bench: bench.work_for(2)):
+        assert balance(bench.directory).ok
         sweep_tmp(bench.directory)
         bench.start()
         bench.work_for(2)

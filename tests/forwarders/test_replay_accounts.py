@@ -167,13 +167,33 @@ def test_a_batch_that_was_refused_and_not_acknowledged_before_a_kill(
     expected = {
         ("nobody", refuse): (3, 0, 0, 3, 0, 0),
         ("replay", take): (3, 3, 6, 0, 0, 0),
-        ("replay", refuse): (3, 3, 0, 3, 3, 0),
+        ("replay", refuse): (3, 0, 0, 3, 0, 0),
         ("drop", take): (3, 3, 3, 0, 0, 3),
         ("drop", refuse): (3, 3, 0, 3, 0, 3),
         ("other", take): (3, 3, 3, 0, 0, 3),
         ("other", refuse): (3, 3, 0, 3, 0, 3),
     }
     assert columns(bench) == expected[person, then]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("then", [take, refuse])
+def test_a_segment_that_comes_back_after_it_was_finished(bench: Bench, then: object) -> None:
+    """As after a power cut, or where it was handed out twice because of a kill."""
+    put(bench.directory, [event(n) for n in range(3)])
+    distribute(bench.directory, ["fake"], ledger=Ledger(bench.directory), retain=True)
+    (segment,) = bench.segments()
+    bench.destination.answer = refuse
+    bench.work_for(2)
+    put(bench.directory, [event(3)])
+    distribute(bench.directory, ["fake"], ledger=Ledger(bench.directory))
+    bench.destination.answer = take
+    bench.work_for(2)
+    segment.hardlink_to(next(bench.directory.retain.glob("*.seg")))
+    assert columns(bench) == (4, 0, 1, 3, 0, 0)
+    bench.destination.answer = then  # type: ignore[assignment]
+    bench.work_for(2)
+
+    assert columns(bench) == ((4, 3, 4, 3, 0, 0) if then is take else (4, 0, 1, 3, 0, 0))
 
 
 @pytest.mark.parametrize("whose", ["own", "others"])
