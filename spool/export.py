@@ -4,18 +4,23 @@
     DIRECTORY/OWNER/ITEM.bytes   a damaged range
     DIRECTORY/OWNER/ITEM.json    the description, written last
 
+Each is written under its name with ``.part`` behind it, synced, and renamed: what has its name is whole, and the next
+run begins a part that a killed one left anew.
+
 Items of several owners may have one name: one bad event that two destinations refuse. So what is there already is
 compared, and never taken for the item because of its name.
 """
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from spool import box
+from spool.directory import fsync_directory
 from spool.item import Description, Item, QuarantineError, entry_of
 from spool.key_name import KeyMissing
 from spool.reader import Record, SegmentReader, SegmentUnreadable
@@ -23,6 +28,9 @@ from spool.segment import encode_segment
 
 if TYPE_CHECKING:
     from spool.cipher import Keyring
+
+
+PART_SUFFIX: Final = ".part"
 
 
 def export_item(item: Item, to: Path, keyring: "Keyring | None", *, dry_run: bool = False) -> bool:
@@ -65,9 +73,17 @@ def _write(contents: dict[Path, Iterable[bytes]], wanted: set[Path]) -> None:
             if not path.parent.exists():
                 path.parent.mkdir()
                 undo.callback(path.parent.rmdir)
-            with path.open("xb") as target:
-                undo.callback(path.unlink)
+            part = path.with_name(path.name + PART_SUFFIX)
+            part.unlink(missing_ok=True)
+            with part.open("xb") as target:
+                undo.callback(part.unlink, missing_ok=True)
                 target.writelines(chunks)
+                target.flush()
+                os.fsync(target.fileno())
+            os.rename(part, path)
+            undo.callback(path.unlink)
+            fsync_directory(path.parent)
+            fsync_directory(path.parent.parent)
         undo.pop_all()
 
 

@@ -1,5 +1,6 @@
 """What is kept for a person is there once, whatever crashed; it leaves only when it was delivered or dropped."""
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -296,6 +297,32 @@ def test_another_file_of_an_items_name_is_never_taken_for_its_copy(quarantine: Q
         copy.unlink()
         assert quarantine.export(item, tmp_path)  # what was missing
         assert copy.read_bytes() == before
+
+
+def test_an_export_that_dies_anywhere_leaves_only_whole_files_and_is_completed_by_the_next(memory_path: Path) -> None:
+    quarantine = Quarantine(SpoolDirectory.open(memory_path / "spool"))
+    quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused")
+    (item,) = quarantine.items()
+    whole = {path.name: path.read_bytes() for path in (item.path, item.description_path)}
+    exports = itertools.count()
+
+    def prepare() -> Path:
+        place = memory_path / str(next(exports))
+        (place / "influxdb").mkdir(parents=True)
+        return place
+
+    def copies(place: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in place.glob("*/*")}
+
+    for place in dying_everywhere(prepare, lambda place: quarantine.export(item, place)):
+        found = copies(place)
+        assert all(whole.get(name, data) == data for name, data in found.items())
+        for name in found.keys() - whole.keys():
+            assert name.endswith(".part")
+            (place / "influxdb" / name).write_bytes(b"hal")
+        quarantine.export(item, place)
+        assert copies(place) == whole
+    assert next(exports) > 8
 
 
 # Replay
