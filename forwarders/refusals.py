@@ -100,8 +100,8 @@ class Refusals:
         """What to say in the ledger of the items that hold what was refused of a batch; once, when it is done."""
         found = []
         for item in batch.kept:
-            claimed = min(item.events, self._claimed.pop(item.uuid, 0) + item.claimed)
-            if claimed < item.events:  # the rest of it comes with another batch, after a crash
+            claimed = self._claimed.pop(item.uuid, 0) + item.claimed
+            if claimed < item.events or not item.events:  # the rest of it comes with another batch, after a crash
                 self._claimed[item.uuid] = claimed
             found.append(item._replace(claimed=claimed))
         return found

@@ -79,8 +79,7 @@ class Account:
             case RowKind.TOTAL_REPLAYED:
                 self.folded_replays.add(row.events, row.outcome)
             case RowKind.KEPT:
-                item, known = row.held, self.kept.get(row.uuid)
-                self.kept[row.uuid] = item._replace(claimed=max(item.claimed, known.claimed)) if known else item
+                self._keep(row.held)
             case RowKind.REPLAY_ENDED:
                 self.ends.pop(row.uuid, None)
                 self.done.pop(row.uuid, None)  # of a version before this one
@@ -88,6 +87,14 @@ class Account:
             case RowKind.LEFT:
                 if not self.has_left(row.uuid):
                     self.ends[row.uuid] = row
+
+    def _keep(self, item: Held) -> None:
+        uuid = item.segment if not item.events and item.segment in self.kept else item.uuid
+        known = self.kept.get(uuid)
+        if known:
+            self.kept[uuid] = known._replace(claimed=max(known.claimed, min(item.claimed, known.events)))
+        elif item.events:
+            self.kept[uuid] = item
 
     def has_left(self, item_uuid: bytes) -> bool:
         """Whether an item has no place in quarantine any more, though its file may still be there."""

@@ -10,8 +10,8 @@ What has neither a link nor a last row was taken away by somebody else, or was f
 the disk took no rows: it is ``missing``.
 
 Quarantine is compared exactly: item by item with the rows of the ledger, so that what is wrong has a name, and the sum
-of all items with the sum of the accounts, which covers items from before there were such rows. Events of the batch
-that is being sent may be there before they count as refused.
+of all items with the sum of the accounts, which covers items from before there were such rows. While a segment waits,
+events of it may be there that do not count as refused yet: those of the batch that is being sent, or that comes again.
 """
 
 import os
@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 from uuid import uuid4
 
 from spool.account import Account, Sum, has_row
-from spool.cursor import Mark, read_mark
+from spool.cursor import read_mark
 from spool.directory import SEALED_SUFFIX, SpoolDirectory, uuid_of_name
 from spool.item import LINK_SEPARATOR, held_of, item_of_link, stem_of
 from spool.ledger import Ledger, forwarders_in, read_account
@@ -136,7 +136,6 @@ def _look(directory: SpoolDirectory, forwarder: str) -> Balance:
     queue = _queue(path, names, before)
     mark = read_mark(path / ".cursor", instance=directory.instance)
     account = read_account(directory, forwarder)
-    later = read_mark(path / ".cursor", instance=directory.instance)
     tallies = {each.segment: each.tally._replace(unknown=0) for each in mark.ranges} if mark else {}
     found = Balance(forwarder, damaged_rows=account.damaged_rows)
     for uuid, (name, events) in queue.items():
@@ -163,7 +162,7 @@ def _look(directory: SpoolDirectory, forwarder: str) -> Balance:
             found.missing[uuid] = events
             found.add(Sum(events), replay=uuid in account.replays)
     _add_parts(found, path, tallies, account)
-    _compare(found, before, account, items, waiting=set(map(stem_of, names)), sending=_sending(mark, later))
+    _compare(found, before, account, items, waiting=set(map(stem_of, names)))
     return found
 
 
@@ -180,15 +179,12 @@ def _add_parts(found: Balance, path: Path, tallies: dict[str, Outcome], account:
 
 
 def _compare(
-    found: Balance,
-    before: Account,
-    account: Account,
-    items: dict[bytes, _InQuarantine],
-    *,
-    waiting: set[str],
-    sending: set[str],
+    found: Balance, before: Account, account: Account, items: dict[bytes, _InQuarantine], *, waiting: set[str]
 ) -> None:
-    """Hold the accounts against what is in quarantine, item by item, and all together."""
+    """Hold the accounts against what is in quarantine, item by item, and all together.
+
+    ``waiting``: what the names of items begin with whose events may come again: then they are claimed, or were before.
+    """
     there = not_claimed_yet = 0
     for held in account.stock():
         item = items.get(held.uuid)
@@ -197,7 +193,7 @@ def _compare(
         found.add(Sum(unclaimed, Outcome(quarantined=unclaimed)), replay=True)
         if item is None and held.uuid in before.kept:
             found.missing_items[held.name] = held
-        if item and item.stem in sending:
+        if item and item.stem in waiting:
             not_claimed_yet += held.claimed
     for uuid, item in items.items():
         if account.has_left(uuid):
@@ -227,12 +223,6 @@ def _items(directory: SpoolDirectory, forwarder: str) -> dict[bytes, _InQuaranti
                 held = held_of(uuid, item.name, events, 0)
                 found[uuid] = _InQuarantine(item.name, stem_of(item.link), held, bool(item.queued))
     return found
-
-
-def _sending(mark: Mark | None, later: Mark | None) -> set[str]:
-    """From which segments events may be in quarantine that the cursor does not count as refused yet."""
-    marks = [each for each in (mark, later) if each and (each.state == "sending" or mark != later)]
-    return {stem_of(each.segment) for mark in marks for each in mark.ranges}
 
 
 def _queue(path: Path, names: Iterable[str], account: Account) -> dict[bytes, tuple[str, int | None]]:

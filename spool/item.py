@@ -76,7 +76,8 @@ class ItemName(NamedTuple):
 class Description:
     """The ``.json`` beside an item. Times are ISO 8601, UTC; ``events`` is None where nobody knows.
 
-    ``replay_of``: the item of the same quarantine whose replay was refused.
+    ``replay_of``: the item of the same quarantine whose replay was refused; ``root``: the uuid (hex) of the one at the
+    beginning of such a chain.
     """
 
     reason: str
@@ -89,6 +90,7 @@ class Description:
     events: int | None = None
     size: int = 0
     replay_of: str = ""
+    root: str = ""
 
     def encode(self) -> bytes:
         """One JSON object."""

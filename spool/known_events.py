@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 class Known(NamedTuple):
     """In which item an event is, and whether it ``came`` as it comes now, which is then a repeat, or in another way.
 
-    ``uuid`` and ``events``: of the item.
+    ``uuid`` and ``events``: of the item; ``root``: the uuid of the one that it has come from by replays, or its own.
     """
 
     item: str
     came: bool
     uuid: bytes
     events: int
+    root: bytes
 
 
 class KnownEvents:
@@ -77,7 +78,9 @@ class KnownEvents:
             try:
                 with SegmentReader(self._place / (name + EVENTS_SUFFIX), self._keyring) as reader:
                     events = reader.seal.event_count if reader.seal else 0
-                    known = Known(name, same_way or not described.segment, reader.header.uuid, events)
+                    uuid = reader.header.uuid
+                    root = bytes.fromhex(described.root) if described.root else uuid
+                    known = Known(name, same_way or not described.segment, uuid, events, root)
                     for part in reader.records():
                         if isinstance(part, Record) and part.origin:
                             keys = event_keys(part.origin, part.event_count)

@@ -24,6 +24,9 @@ when it was given to another forwarder or dropped by a person. ``events`` is how
     last         i64      offset of the last record
     segment     16 bytes  uuid of the segment that its name begins with; 0 where it begins otherwise
 
+With ``events`` 0 it only says anew what is ``claimed``: of the item that has the uuid behind that, which this one has
+come from by replays, or of this one where that is in no account here.
+
 Before there were such rows, an item left with a row DONE of 0 events that took them out of quarantine.
 """
 
@@ -67,7 +70,7 @@ NOTHING: Final = Outcome()
 
 
 class Held(NamedTuple):
-    """An item that is in an account, as its row says: see there."""
+    """An item that is in an account, as its row says: see there. ``segment``: of a row with 0 ``events``, an item."""
 
     uuid: bytes
     events: int

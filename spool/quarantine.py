@@ -6,7 +6,7 @@ An item is two files in ``_quarantine/FORWARDER/`` (refused events) or ``_quaran
                                FIRST and LAST are the offsets of the first and the last record they come from
     SEGMENT.START-END.bytes    a range of a segment as it was found; 0-SIZE: the whole file
     ….json                     reason, error, attempts, first_seen, last_seen, forwarder, segment, events, size,
-                               replay_of
+                               replay_of, root
 
 In a spool with a key the segments are encrypted like all others, the ``.bytes`` and ``.json`` files are boxes
 (`spool.box`); only a whole file that is no segment is kept as it lies there.
@@ -141,7 +141,7 @@ class Quarantine:
         )
         new: list[RefusedRecord] = []
         repeated: set[str] = set()
-        claims: dict[str, Held] = {}
+        claims: dict[bytes, Held] = {}
         elsewhere = 0
         waiting = list(refused[::-1])
         while waiting:
@@ -153,21 +153,24 @@ class Quarantine:
                 elsewhere += sum(not each.came for each in held)
                 for each in held:
                     if each.came:
-                        item = claims.get(each.item) or held_of(each.uuid, each.item, each.events, 0)
-                        claims[each.item] = item._replace(claimed=item.claimed + 1)
+                        item = claims.get(each.uuid) or held_of(each.uuid, each.item, each.events, 0)
+                        if not own and each.root != each.uuid:  # not what it was kept in: replays came in between
+                            item = item._replace(events=0, segment=each.root)
+                        claims[each.uuid] = item._replace(claimed=item.claimed + 1)
             elif held and split and record.event_count > 1:
                 waiting += split(record)[::-1]
             else:
                 new.append(record)
         said = Description(
-            reason, error[:ERROR_MAX_CHARS], attempts, forwarder=forwarder, segment=account, replay_of=own
-        )
+            reason, error[:ERROR_MAX_CHARS], attempts, forwarder=forwarder, segment=account, replay_of=own,
+            root=self._root(forwarder, segment, replayed) if own else "",
+        )  # fmt: skip
         for name in repeated:
             path = place / (name + DESCRIPTION_SUFFIX)
             before = read_description(path, self._keyring)
             again = replace(said, events=before.events, size=before.size)
             if before.segment:
-                again = replace(again, segment=before.segment, replay_of=before.replay_of)
+                again = replace(again, segment=before.segment, replay_of=before.replay_of, root=before.root)
             self._describe(path, again, before)
         items = list(claims.values())
         if new:
@@ -348,6 +351,16 @@ class Quarantine:
     def _description_behind(self, link: tuple[str, str]) -> Description:
         owner, name = link
         return read_description(self._directory.quarantine_root / owner / (name + DESCRIPTION_SUFFIX), self._keyring)
+
+    def _root(self, forwarder: str, link: str, replayed: Description | None) -> str:
+        """Where a chain of replays begins that has come to this one."""
+        if replayed and replayed.root:
+            return replayed.root
+        try:
+            uuid = read_seal(self._directory.queue_root / forwarder / link).uuid
+        except FileNotFoundError:  # dropped just now
+            uuid = None
+        return uuid.hex() if uuid else ""
 
     def _is_queued(self, owner: str, name: str) -> bool:
         """Whether a queue has an item of that name, there still or not: its end will remove what has the name then."""

@@ -116,11 +116,13 @@ def test_an_import_into_a_taken_name_that_dies_anywhere_is_completed(memory_path
     assert next(numbers) > 12
 
 
+@pytest.mark.parametrize("queued", [True, False])
 @pytest.mark.parametrize("forwarded", [True, False])
 def test_events_that_were_refused_and_not_acknowledged_when_the_machine_died(
-    memory_path: Path, forwarded: bool
+    memory_path: Path, forwarded: bool, queued: bool
 ) -> None:
-    """They are in its queue and in its quarantine; refused once more they are there once."""
+    """They are in its queue and in its quarantine, and perhaps queued from there; refused once more they are there
+    once."""
     dead, own = Bench(memory_path / "dead"), Bench(memory_path / "own")
     put(dead.directory, [event(n) for n in range(3)])
     distribute(dead.directory, ["fake"], ledger=Ledger(dead.directory))
@@ -132,6 +134,8 @@ def test_events_that_were_refused_and_not_acknowledged_when_the_machine_died(
     dead.lane._acked = die  # type: ignore[method-assign]
     with pytest.raises(Died):
         dead.work_for(2)
+    if queued:
+        dead.quarantine.replay(dead.quarantine.items("fake")[0])
     bring(dead, own)
     assert columns(own) == (3, 3, 0, 3, 0, 0)
     if not forwarded:
@@ -139,4 +143,7 @@ def test_events_that_were_refused_and_not_acknowledged_when_the_machine_died(
     own.start()
     own.work_for(3)
 
-    assert columns(own) == ((3, 3, 3, 3, 0, 0) if forwarded else (3, 0, 0, 3, 0, 0))
+    if forwarded:
+        assert columns(own) == ((3, 3, 6, 0, 0, 0) if queued else (3, 3, 3, 3, 0, 0))
+    else:
+        assert columns(own) == (3, 0, 0, 3, 0, 0)

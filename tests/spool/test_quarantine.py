@@ -93,6 +93,7 @@ def test_refused_events_are_kept_with_their_origin_and_the_reason(
         "events": 9,
         "size": item.size,
         "replay_of": "",
+        "root": "",
     }
     assert item.description.events == 9
     assert {path.stat().st_mode & 0o137 for path in (item.path, item.description_path)} == {0}
