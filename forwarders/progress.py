@@ -4,9 +4,9 @@
                                          └──► done: "acked", then finished segments go: ledger, then unlink
 
 Marks are written before and after each attempt without a sync: they are there to outlive the process, not the power.
-A sync is due at the end of a segment, every second, and before a batch whose repeat must be identical. A cursor that
-cannot be written does not stop the way out: what is done is remembered here, finished segments still go (an unlink
-says by itself that all of it is done), and the price is a repeat after a crash.
+A sync is due at the end of a segment, every second, after a batch of which something was refused, and before one whose
+repeat must be identical. A cursor that cannot be written does not stop the way out: what is done is remembered here,
+finished segments still go (an unlink says by itself that all of it is done), and the price is a repeat after a crash.
 """
 
 import logging
@@ -58,6 +58,7 @@ class Progress:
         self._trying: Sequence[Range] | None = None
         self._recorded: Sequence[Range] | None = None
         self._unsaved: Sequence[Range] | None = None
+        self._sync_next = False
         self._unsynced_links = False
         self._entered: set[str] = set()
         self._synced_at = monotonic()
@@ -90,6 +91,7 @@ class Progress:
         with self._lock:
             if kept:  # before the cursor: what it says is in quarantine has to be in the account
                 self._ledger.kept(self._forwarder, kept)
+                self._sync_next = True  # an item can leave, and then it has to be known that it was refused
             self._trying = self._recorded = None
             self.deaths = 0
             self._unsaved = ranges
@@ -98,8 +100,9 @@ class Progress:
     def tidy(self) -> None:
         """Do what is due: a mark that could not be written, unlinks, syncs. Costs nothing when nothing is."""
         with self._lock:
-            if self._unsaved is not None and self._write("acked", self._unsaved, 0):
+            if self._unsaved is not None and self._write("acked", self._unsaved, 0, sync=self._sync_next):
                 self._unsaved = None
+                self._sync_next = False
             if self._reader.finishing:
                 self._sync_cursor()
                 self._enter()

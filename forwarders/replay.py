@@ -15,11 +15,11 @@ import hashlib
 import os
 import re
 import time
+import uuid as uuids
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
-from uuid import uuid4
 
 from formats.envelope import encode_envelope, parse_event_id
 from formats.event import Event, FormatError
@@ -206,7 +206,7 @@ class Replay:
         self.found.queued += events
         if self._dry_run:
             return
-        now, uuid = self._wall_ns(), uuid4().bytes
+        now, uuid = self._wall_ns(), uuids.uuid4().bytes
         key = self._directory.keyring.writing if self._directory.keyring else None
         data = encode_item(records, uuid=uuid, created_ns=now, key=key)
         if not self._has_room(len(data)):

@@ -16,11 +16,11 @@ events of it may be there that do not count as refused yet: those of the batch t
 
 import os
 import time
+import uuid as uuids
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
-from uuid import uuid4
 
 from spool.account import Account, Sum, has_row
 from spool.cursor import read_mark
@@ -97,7 +97,7 @@ def settle(directory: SpoolDirectory, balance: Balance) -> int:
     for item in balance.missing_items.values():
         ledger.left(name, item.uuid, item.events)
     ledger.kept(name, balance.unknown_items.values())
-    uuid, more = uuid4().bytes, balance.quarantine_off_by
+    uuid, more = uuids.uuid4().bytes, balance.quarantine_off_by
     if more > 0:
         ledger.replayed(name, uuid, more, Outcome(quarantined=more))
     elif more:
