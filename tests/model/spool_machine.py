@@ -271,7 +271,8 @@ class SpoolMachine(RuleBasedStateMachine):
         items = [each for each in quarantine.items() if each.kind == "events"]
         if items:
             item = items[which % len(items)]
-            world.excused.setdefault(item.owner, set()).update(world.events_of(item))
+            for name in (item.owner, *item.queued):
+                world.excused.setdefault(name, set()).update(world.events_of(item))
             world.as_person(lambda: quarantine.drop(item), dies_after=dies_after)
 
     @rule(name=names, dies_after=deaths)
