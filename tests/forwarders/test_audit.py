@@ -16,6 +16,7 @@ from formats.event import Event
 from formats.event_json import EventJson
 from forwarders.batch import Position
 from forwarders.contract import Refused, Unavailable
+from forwarders.skipping import Choice
 from spool.audit import Balance, audit, not_handed_out, settle
 from spool.directory import SpoolDirectory
 from spool.ledger import Ledger
@@ -67,6 +68,39 @@ def test_forwarded_refused_and_skipped_events_add_up(tmp_path: Path) -> None:
     found = balance(bench.directory)
     assert found.ok
     assert found.outcome[:5] == (55 - 7 - 4, 7, 4, 0, 0)
+
+
+def test_after_a_lost_cursor_accounts_are_right_before_and_after_what_was_refused_comes_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.flush_with(batch_max_events=2)
+    put(bench, *events(6))
+    bench.destination.answer = refuse_odd
+    bench.lane.step()
+    (bench.queue / ".cursor").unlink()
+    bench.start()
+    assert balance(bench.directory).ok
+    bench.work()
+
+    found = balance(bench.directory)
+    assert found.ok
+    assert found.outcome[:2] == (4, 2)
+
+
+def test_what_was_refused_before_a_cursor_was_lost_and_is_then_skipped_is_named_and_settled(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.flush_with(batch_max_events=2)
+    put(bench, *events(6))
+    bench.destination.answer = refuse_odd
+    bench.lane.step()
+    (bench.queue / ".cursor").unlink()
+    bench.start()
+    bench.lane.drop(Choice(segments=1))
+    bench.work()
+
+    found = balance(bench.directory)
+    assert found.quarantine_off_by == 1
+    settle(bench.directory, found)
+    assert balance(bench.directory).ok
 
 
 def test_a_replay_and_a_drop_move_events_out_of_quarantine(tmp_path: Path) -> None:

@@ -226,6 +226,7 @@ class SpoolMachine(RuleBasedStateMachine):
         def work(flusher: FlusherProcess) -> None:
             if name in flusher.lanes:
                 before.update(self.world.queued(name))
+                self.world.unsettled |= self.world.forgetful & {name}
                 flusher.lanes[name].drop(Choice(segments=segments))
 
         self.world.as_flusher(work, dies_after=dies_after)

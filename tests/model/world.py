@@ -168,7 +168,8 @@ class World:
         self._wall_ns = RECEIVED_MS * 1_000_000
         self._person = Process()
         self._damaged: set[int] = set()
-        self._forgetful: set[str] = set()  # forwarders that have lost a cursor
+        self.forgetful: set[str] = set()  # forwarders that have lost a cursor
+        self.unsettled: set[str] = set()  # and then segments, to a person who did not want them sent
         with self.disk.process(self._person):
             self.directory = SpoolDirectory.open(self.disk.root)
 
@@ -454,7 +455,7 @@ class World:
                 os.truncate(cursor, 7)
             case "overwritten":
                 cursor.write_bytes(b"\xa5" * cursor.stat().st_size)
-        self._forgetful.add(name)
+        self.forgetful.add(name)
         if name in self.destinations:
             self.destinations[name].in_order = False
 
@@ -527,8 +528,8 @@ class World:
         if self.dead and self.dead.torn:
             return  # the rows come first
         for balance in audit(self.directory, looks=1):
-            if balance.forwarder in self._forgetful and balance.pending:
-                continue  # what it has put into quarantine counts when it comes by there again
+            if balance.forwarder in self.unsettled:
+                continue  # what it had put into quarantine of those counts as dropped
             assert balance.ok, balance
             whole = balance.pending + balance.outcome.total
             assert balance.accepted + balance.replayed == whole, balance
