@@ -121,7 +121,7 @@ def serve(descriptor: int, prepare: Callable[[Any], Callable[[], Forwarder]]) ->
         except EOFError:
             return
         except Exception as exc:  # noqa: BLE001  the flusher says it, as of a forwarder in its own process
-            pipe.send_bytes(_encode(["failed", f"{type(exc).__name__}: {exc}"]))
+            pipe.send_bytes(_encode(["failed", _text(f"{type(exc).__name__}: {exc}")]))
             return
         try:
             pipe.send_bytes(_encode(["made", forwarder.identical_repeats]))
@@ -141,9 +141,14 @@ def _outcome(forwarder: Forwarder, batch: list[Event]) -> list[object]:
     try:
         forwarder.send(batch)
     except Unavailable as exc:
-        return ["unavailable", exc.reason, exc.retry_after_s]
+        return ["unavailable", _text(exc.reason), exc.retry_after_s]
     except Refused as exc:
-        return ["refused", exc.positions, exc.reason]
+        return ["refused", exc.positions, _text(exc.reason)]
     except Exception as exc:  # noqa: BLE001  see `OtherProcess`
-        return ["failed", f"{type(exc).__name__}: {exc}"]
+        return ["failed", _text(f"{type(exc).__name__}: {exc}")]
     return ["sent"]
+
+
+def _text(reason: str) -> str:
+    """What msgpack can carry: a server's words may hold half of a surrogate pair."""
+    return reason.encode(errors="backslashreplace").decode()

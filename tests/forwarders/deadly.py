@@ -29,7 +29,7 @@ class Deadly:
         with self._path.open("a") as file:
             file.writelines(f"{event.id}\n" for event in batch if event.name != "never")
         if "never" in names:
-            raise Refused([at for at, name in enumerate(names) if name == "never"], "not that")
+            raise Refused([at for at, name in enumerate(names) if name == "never"], "not that: \ud800")
 
     def close(self) -> None:
         with self._path.open("a") as file:
