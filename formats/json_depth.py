@@ -9,7 +9,7 @@ DEPTH_MAX = 64  # levels of a payload; itself is the first
 _SMALL_BYTES = 240
 _APART_BYTES = 8
 _BACKSLASH = ord("\\")
-_LEVELS_AT_ONCE = 65_536
+_BYTES_AT_ONCE = 65_536
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _NEITHER_BRACKET_NOR_QUOTE = bytes(set(range(256)) - set(b'"[]{}'))
 
@@ -33,11 +33,12 @@ def is_shallow(payload: bytes) -> bool:
     if _BACKSLASH in payload:
         payload = payload.replace(b"\\\\", b"").replace(b'\\"', b"")
     skeleton = payload.translate(None, _NEITHER_BRACKET_NOR_QUOTE).replace(b'""', b"")
-    if b'"' in skeleton:  # some strings have brackets in them
-        skeleton = b"".join(skeleton.split(b'"')[::2])
-    level = 0
-    for start in range(0, len(skeleton), _LEVELS_AT_ONCE):  # other threads wait while one call goes through millions
-        levels = list(accumulate(map(_STEP.__getitem__, skeleton[start : start + _LEVELS_AT_ONCE]), initial=level))
+    level, in_text = 0, False  # some strings have brackets in them
+    for start in range(0, len(skeleton), _BYTES_AT_ONCE):  # objects for all of it take too much room and time at once
+        parts = skeleton[start : start + _BYTES_AT_ONCE].split(b'"')
+        brackets = b"".join(parts[in_text::2])
+        in_text ^= len(parts) % 2 == 0
+        levels = list(accumulate(map(_STEP.__getitem__, brackets), initial=level))
         if max(levels) > DEPTH_MAX:
             return False
         level = levels[-1]

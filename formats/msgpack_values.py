@@ -33,7 +33,7 @@ class Truncated(Exception):
 
 def value_end(body: bytes, at: int) -> int:
     """Where the value that begins at ``at`` ends, however deep it is. Errors: Truncated."""
-    begin, pending = at, 1
+    begin, pending, again_at = at, 1, 0
     try:
         while pending:
             for _ in _STEPS:
@@ -55,11 +55,13 @@ def value_end(body: bytes, at: int) -> int:
                     break
             else:
                 if begin >= 0:
-                    end, is_deep = _skipped(body, begin, 1)
+                    end, is_deep, in_vain = _skipped(body, begin, 1)
                     if not is_deep:
                         return end
-                    begin = -1
-                at, pending = _skipped(body, at, pending)
+                    begin, again_at = -1, begin + in_vain
+                if at >= again_at:
+                    at, pending, in_vain = _skipped(body, at, pending)
+                    again_at = at + in_vain  # or a value with deeper ones at the end of each level is read very often
     except (LookupError, msgpack.FormatError):
         at = len(body) + 1
     if at > len(body):
@@ -67,10 +69,11 @@ def value_end(body: bytes, at: int) -> int:
     return at
 
 
-def _skipped(body: bytes, at: int, count: int) -> tuple[int, int]:
+def _skipped(body: bytes, at: int, count: int) -> tuple[int, int, int]:
     """Skip ``count`` values at C's speed.
 
-    Returns where they end, or where one begins that has more than its 1,024 levels, and how many are left.
+    Returns where they end, or where one begins that has more than its 1,024 levels; how many are left; and how many
+    bytes of that one may have been read in vain.
 
     Errors: msgpack.FormatError; IndexError when the body ends before.
     """
@@ -89,7 +92,7 @@ def _skipped(body: bytes, at: int, count: int) -> tuple[int, int]:
             break
         count -= 1
         end = unpacker.tell()
-    return at + end, count
+    return at + end, count, fed - end
 
 
 def children_of(data: bytes, at: int) -> tuple[int, int]:

@@ -33,7 +33,10 @@ def test_hostile_bodies_twenty_times_are_answered_as_they_should_and_leave_no_me
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["msgpack, smallest events", "thrift 10 kB, privacy and a schema"])
+@pytest.mark.parametrize(
+    "name",
+    ["json, one payload of texts and arrays", "msgpack, smallest events", "thrift 10 kB, privacy and a schema"],
+)
 def test_a_body_of_the_largest_size_takes_at_most_ten_times_that_of_memory(name: str) -> None:
     body = (HONEST | LARGE)[name]
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from formats import msgpack_body
 from formats.event import Decoded, Defaults, Event, FormatError, Granularity, PayloadKind, check_name, whole
 from formats.msgpack_body import CHECKED_AS_OBJECTS_BYTES
+from formats.msgpack_values import Truncated, value_end
 from formats.times import granularity_of, time_of
 from tests.formats.published import NOW_MS, assert_whole, case_id, hostile, hostile_bytes
 
@@ -231,6 +232,13 @@ def test_a_hostile_body_takes_time_by_its_size(begin: bytes, unit: bytes) -> Non
     decoded = decode_msgpack(begin + unit * (MIB // len(unit)), NOW)
 
     assert decoded.events == []
+
+
+@pytest.mark.timeout(30)
+def test_a_value_with_a_deeper_one_at_the_end_of_each_level_is_not_read_for_each_of_them() -> None:
+    """It took a minute of processor time."""
+    with pytest.raises(Truncated):
+        value_end((b"\xdd\x00\x00\x03\xe9" + b"\x01" * 1000) * (8 * MIB // 1005), 0)
 
 
 @pytest.mark.parametrize("claim", [b"\xdd\x00\x02\x00\x00", b"\xdd\x7f\xff\xff\xff", b"\xdf\x7f\xff\xff\xff"])

@@ -118,6 +118,7 @@ def _compressed(make: Callable[[], bytes]) -> Callable[[], bytes]:
 _GZIP = (("Content-Encoding", "gzip"),)
 _ALL_RESULTS = (("Prefer", "return=representation"),)
 _MANY = b"\x81\xa7payload\x81\xa1a\xdd"  # a payload with an array of as many values as the next four bytes say
+_ARRAY_OF_1001 = b"\xdd\x00\x00\x03\xe9" + b"\x01" * 1000  # the last one comes behind it
 _SMILE = b":)\n\x01"
 _RULES = {
     "privacy": {"drop": ["page", "77"], "truncate_ip": True, "coarsen_time_ms": 1000},
@@ -159,10 +160,12 @@ HOSTILE = {
     "json, one deep array": LargeBody(JSON, _repeated(b"[")),
     "json, good and bad in turn": LargeBody(JSON, _repeated(b'{"payload":{}}1')),
     "json, one payload of empty arrays": LargeBody(JSON, _repeated(b"[],", b'{"payload":{"a":[', b"[]]}}")),
+    "json, one payload of texts and arrays": LargeBody(JSON, _repeated(b'"[",[],', b'{"payload":{"a":[', b"1]}}")),
     "json, UTF-32": LargeBody(JSON, lambda: (b'{"payload":{}}' * (LIMIT_BYTES // 56)).decode().encode("utf-32-le")),
     "msgpack, smallest events": LargeBody(MSGPACK, _repeated(b"\x81\xa7payload\x80")),
     "msgpack, values of two bytes": LargeBody(MSGPACK, _repeated(b"\xcc\x01")),
     "msgpack, arrays of one": LargeBody(MSGPACK, _repeated(b"\x91\x01")),
+    "msgpack, long arrays in each other": LargeBody(MSGPACK, _repeated(_ARRAY_OF_1001, _MANY[:-1])),
     "msgpack, maps of two bytes": LargeBody(MSGPACK, _repeated(b"\x81\x01\x01")),
     "msgpack, payloads that are numbers": LargeBody(MSGPACK, _repeated(b"\x81\xa7payload\x01")),
     "msgpack, one payload of empty maps": LargeBody(
