@@ -21,11 +21,11 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, quote_plus, urlencode, urlsplit
 
 from urllib3 import BaseHTTPResponse, PoolManager
 from urllib3.util import Timeout
@@ -89,8 +89,8 @@ class HdfsStore:
     @contextmanager
     def fetched(self, name: str) -> Iterator[Path]:
         with self.draft() as path:
-            with path.open("wb") as file:
-                for chunk in self._chunks(name):
+            with path.open("wb") as file, closing(self._chunks(name)) as chunks:
+                for chunk in chunks:
                     file.write(chunk)
             yield path
 
@@ -200,7 +200,7 @@ class HdfsStore:
             elif not base.startswith(".") and wanted(name):
                 self._scan(name, wanted, found, now)
 
-    def _chunks(self, name: str) -> Iterator[bytes]:
+    def _chunks(self, name: str) -> Generator[bytes]:
         place = self._place(self._request("GET", self._address(name, "OPEN", {})))
         reply = self._request("GET", place, preload_content=False)
         try:
@@ -212,6 +212,7 @@ class HdfsStore:
             self._checked(reply)
         finally:
             reply.close()
+            reply.release_conn()  # of one that was not read to its end: nobody else gives it back
 
     # Requests
 
@@ -250,9 +251,7 @@ class HdfsStore:
             kind, message = str(said["exception"]), str(said["message"]).partition("\n")[0]
         except (ValueError, LookupError, TypeError):
             kind, message = f"HTTP status {reply.status}", reply.reason or ""
-        text = f"{self._url}: {kind}: {message[:300]}"
-        if self._token:
-            text = text.replace(self._token, "…")
+        text = self._said(f"{kind}: {message[:300]}")
         if kind == "FileNotFoundException":
             raise FileNotFoundError(text)
         raise FileExistsError(text) if kind == "FileAlreadyExistsException" else StoreError(text)
@@ -263,7 +262,13 @@ class HdfsStore:
             with self._connections.limited(self._timeout_s):
                 yield
         except NoReply as exc:
-            raise StoreError(f"{self._url}: {exc}") from None
+            raise StoreError(self._said(str(exc))) from None
+
+    def _said(self, reason: str) -> str:
+        """The text of an error, without the token, as it is or as it stands in an address."""
+        for secret in (self._token, quote(self._token, safe=""), quote_plus(self._token)):
+            reason = reason.replace(secret, "…") if secret else reason
+        return f"{self._url}: {reason}"
 
 
 def _credentials(path: Path | None) -> tuple[dict[str, str], str]:

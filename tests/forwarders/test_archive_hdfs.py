@@ -1,7 +1,9 @@
 """The archive in HDFS: the same names and bytes as in a directory, whole or not at all."""
 
+import errno
 import itertools
 import json
+import resource
 import threading
 import uuid
 from collections.abc import Callable
@@ -244,6 +246,9 @@ def test_the_token_stands_in_requests_alone_and_no_other_answer_is_taken_for_hdf
         ("LISTSTATUS", Answer(200, "[1]"), "the answer to LISTSTATUS is not one of HDFS"),
         ("CREATE", Answer(200, "{}"), "expected to be sent on to a DataNode by http"),
     ]
+    place = "http://127.0.0.1:65536/webhdfs/v1/x?delegation="
+    no_port = Answer(307, "", {"Location": place + TOKEN})
+    cases.append(("CREATE", no_port, f"LocationParseError: Failed to parse: {place}…"))
     for place in ("ftp://127.0.0.1/webhdfs/v1/x", "http://[/webhdfs/v1", "/webhdfs/v1"):
         answer = Answer(307, "", {"Location": f"{place}?delegation={TOKEN}"})
         cases.append(("CREATE", answer, "expected to be sent on to a DataNode by http"))
@@ -263,3 +268,36 @@ def test_the_token_stands_in_requests_alone_and_no_other_answer_is_taken_for_hdf
         server.close()
 
     assert all(f"delegation={TOKEN}" in each.path and "anna" not in each.path for each in server.requests)
+
+
+def test_files_that_the_local_disk_does_not_take_whole_cost_no_connection() -> None:
+    """More of them than the store has connections; it would wait for one of those for ever."""
+    server = ScriptedHttp(
+        lambda request: (
+            Answer(200, "x" * (3 << 20))
+            if request.path.endswith("datanode")
+            else Answer(307, "", {"Location": f"{server.url}/webhdfs/v1/x?datanode"})
+        )
+    )
+    store = HdfsStore(f"webhdfs{server.url[4:]}/x", timeout_s=5)
+    done: list[str] = []
+
+    def work() -> None:
+        for _ in range(9):
+            try:
+                with store.fetched("a"):
+                    done.append("whole")
+            except OSError as exc:
+                done.append(errno.errorcode.get(exc.errno or 0, str(exc)))
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    reader = threading.Thread(target=work, daemon=True)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        reader.start()
+        reader.join(15)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        server.close()
+
+    assert done == ["EFBIG"] * 9
