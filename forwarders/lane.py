@@ -337,7 +337,10 @@ class Lane:
         if cursor.last is not None:
             self._reader.resume(cursor.last)
             if cursor.last.state == "sending":
-                self._again = cursor.last.ranges
+                there = self._reader.begun  # what is gone is done, by a person who skipped it
+                self._again = tuple(each for each in cursor.last.ranges if each.segment in there) or None
+                if self._again is None:
+                    self._progress.survived()
 
     # What people want
 

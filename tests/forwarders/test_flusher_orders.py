@@ -1,5 +1,6 @@
 """What people want of a forwarder at work: pauses, everything sent now, segments left out."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,6 +152,23 @@ def test_a_batch_that_cannot_be_sent_can_be_skipped_and_the_next_goes_at_once(be
     bench.work()
 
     assert (answer.result(0).events, bench.destination.ids) == (1, wanted)
+
+
+def test_what_was_skipped_while_it_was_being_sent_is_not_missed_at_the_next_start(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.put([event(1)])
+    bench.destination.answer = unavailable
+    bench.work()
+    assert bench.lane.drop(Choice(everything=True)).events == 1
+    bench.lane.close()
+    bench.destination.answer = lambda _batch: None
+    wanted = bench.put([event(2)])
+    bench.start()
+    bench.work()
+
+    assert bench.destination.ids == wanted
+    assert [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR] == []
 
 
 def test_the_events_that_wait_are_counted_without_those_that_are_done(tmp_path: Path) -> None:
