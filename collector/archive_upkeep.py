@@ -8,7 +8,7 @@ from forwarders.archive_files import Unreadable
 from forwarders.archive_layout import Layout
 from forwarders.archive_listing import Choice, directories
 from forwarders.archive_manifest import COMPACTED
-from forwarders.archive_store import Store, Stored
+from forwarders.archive_store import Store, Stored, only_here
 
 
 def compact_archive(
@@ -23,7 +23,8 @@ def compact_archive(
 ) -> Compacted:
     """Compact the directories of ``choice`` whose time was over at ``ended_before_ms``.
 
-    Errors: OSError, then do it again; BlockingIOError when somebody else is at it; ImportError (DuckDB).
+    One that cannot be read or written is named, and the others are done. Errors: OSError, then do it again;
+    BlockingIOError when somebody else is at it; ImportError (DuckDB).
     """
     total = Compacted()
     with store.locked() as exclusive:
@@ -40,8 +41,8 @@ def compact_archive(
                     total.add(Compacted(directories=bool(names), files=len(names)))
                 else:
                     total.add(compactor.compact(directory, stored, target))
-            except (Unreadable, FileNotFoundError) as exc:
-                total.left.append(f"{store}/{directory}: {exc}")
+            except (Unreadable, OSError) as exc:
+                total.left.append(only_here(store, directory, "", exc))
     return total
 
 

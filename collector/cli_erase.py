@@ -103,6 +103,9 @@ def erase_in_archive(settings: "Settings", field: str, value: str, yes: bool, dr
                 found = erase_lines(store, match, dry_run=dry_run, progress=lambda items: progress(items, "reading"))
             except BlockingIOError as exc:
                 raise InUse(f"{store}: is being compacted; do it again when that is over") from exc
+            except OSError as exc:  # it is not there; the others are
+                total.left.append(f"{store}: {exc}")
+                continue
             total.files, total.events = total.files + found.files, total.events + found.events
             total.left += found.left
         return total

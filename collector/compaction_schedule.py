@@ -29,6 +29,7 @@ _NICE: Final = 10
 _LOCKED: Final = 75
 _END_S: Final = 1.0
 _POLL_S: Final = 0.2
+_SHOWN: Final = 5
 _LATE_S: Final = 2 * 86_400.0
 _ALL_EVERY_S: Final = 86_400.0
 
@@ -69,26 +70,37 @@ def _run(command: Sequence[str], own: ArchiveSettings, stop: threading.Event) ->
     while not stop.wait(own.compact_every_s):
         all_of_it = time.monotonic() >= all_at
         choice = [] if all_of_it else choice_for(own, time.time())
-        process = subprocess.Popen(  # noqa: S603  our own
-            [*command, *choice], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-        )
-        with contextlib.suppress(OSError):  # it has ended
-            os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
-        threading.Thread(target=_end_with, args=(process, stop), daemon=True).start()
-        answer = process.communicate()[0]
-        if all_of_it and process.returncode != _LOCKED:
+        try:
+            exit_code, answer = _once([*command, *choice], stop)
+        except OSError as exc:  # no memory, no process to be had, or no program while it is being replaced
+            log.error("archive not compacted", extra={"error": str(exc)})
+            continue
+        if all_of_it and exit_code != _LOCKED:
             all_at = time.monotonic() + _ALL_EVERY_S
-        if process.returncode not in (0, _LOCKED) and not stop.is_set():
-            log.warning("archive not compacted", extra={"exit_code": process.returncode})
-        with contextlib.suppress(ValueError):
+        left: list[str] = []
+        with contextlib.suppress(ValueError, LookupError, TypeError):  # it was killed, or is of another version
             done = json.loads(answer)
+            left = done["left"]
             if done["directories"]:
                 log.info("archive compacted", extra={key: done[key] for key in ("directories", "files", "events")})
+        if left:
+            log.error("archive not compacted in places", extra={"places": len(left), "first": left[:_SHOWN]})
+        elif exit_code not in (0, _LOCKED) and not stop.is_set():
+            log.warning("archive not compacted", extra={"exit_code": exit_code})
 
 
-def _end_with(process: "subprocess.Popen[bytes]", stop: threading.Event) -> None:
-    """Interrupt a compaction when the flusher stops: it can be, at any moment."""
-    while process.poll() is None:
-        if stop.wait(_POLL_S):
-            process.terminate()
-            return
+def _once(command: Sequence[str], stop: threading.Event) -> tuple[int, bytes]:
+    """The exit code and answer of a compaction; it is interrupted, as it can be at any moment, when the flusher stops.
+
+    Errors: OSError, it could not be started.
+    """
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:  # noqa: S603  our own
+        with contextlib.suppress(OSError):  # it has ended
+            os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
+        while True:
+            try:
+                answer = process.communicate(timeout=_POLL_S)[0]
+                return process.returncode, answer
+            except subprocess.TimeoutExpired:
+                if stop.is_set():
+                    process.terminate()

@@ -16,14 +16,14 @@ from forwarders.archive_compact import Compactor
 from forwarders.archive_files import SUFFIXES, THRIFT, Unreadable, compression_of, compressor_for, lines
 from forwarders.archive_lines import event_lines, thrift_events
 from forwarders.archive_manifest import MANIFESTS, Manifest, newest
-from forwarders.archive_store import TMP, Store, Stored
+from forwarders.archive_store import TMP, Store, Stored, only_here
 
 OURS = "compact"
 
 
 @dataclass
 class ErasedLines:
-    """``events`` in ``files`` were erased (or would be). ``left``: files or lines that cannot be read."""
+    """``events`` in ``files`` were erased (or would be). ``left``: what cannot be read or written, and where."""
 
     files: int = 0
     events: int = 0
@@ -45,7 +45,10 @@ def drafts_in(root: Path) -> dict[Path, int]:
 def erase_lines(
     store: Store, match: Match, *, dry_run: bool = False, progress: Callable[[Sequence[Any]], Iterable[Any]] = iter
 ) -> ErasedLines:
-    """Erase the events that match from all files. Errors: OSError: do it again; BlockingIOError: compaction runs."""
+    """Erase the events that match from all files, but for what cannot be read or written.
+
+    Errors: OSError: do it again; BlockingIOError: compaction runs.
+    """
     found = ErasedLines()
     with store.locked() as exclusive:
         compactor = Compactor(store, exclusive=exclusive)
@@ -58,15 +61,21 @@ def erase_lines(
         for directory, stored in progress(sorted(by_directory.items())):
             try:
                 manifest = compactor.state(directory)[0] if dry_run else compactor.tidy(directory, stored)
-            except Unreadable as exc:
-                found.left.append(str(exc))
+            except (Unreadable, OSError) as exc:
+                found.left.append(only_here(store, directory, "", exc))
                 continue
             for each in stored:
                 base = each.name.rpartition("/")[2]
                 if manifest.counts(base) and not any(part.name == base for part in manifest.files):
-                    _erase_from_file(store, each.name, match, found, dry_run=dry_run)
+                    try:
+                        _erase_from_file(store, each.name, match, found, dry_run=dry_run)
+                    except OSError as exc:
+                        found.left.append(only_here(store, directory, base, exc))
             if manifest.files:
-                _erase_from_compacted(store, compactor, directory, manifest, match, found, dry_run=dry_run)
+                try:
+                    _erase_from_compacted(store, compactor, directory, manifest, match, found, dry_run=dry_run)
+                except (Unreadable, OSError) as exc:
+                    found.left.append(only_here(store, directory, "", exc))
     return found
 
 
@@ -95,17 +104,16 @@ def _erase_from_file(store: Store, name: str, match: Match, found: ErasedLines, 
             if match.stands_in(piece):
                 found.left.append(f"{store}/{name}:{number}: not an event, with the value in it")
         kept.append(piece)
-    if len(kept) < len(content):
-        found.files += 1
-        found.events += len(content) - len(kept)
-        if dry_run:
-            return
-        if not kept:
-            store.delete([name])
-            return
+    if len(kept) == len(content):
+        return
+    if not dry_run and kept:
         with store.draft() as draft:
             draft.write_bytes(b"".join(_packed(name, kept)))
             store.replace(name, draft)
+    elif not dry_run:
+        store.delete([name])
+    found.files += 1
+    found.events += len(content) - len(kept)
 
 
 def _erase_from_compacted(
@@ -117,15 +125,18 @@ def _erase_from_compacted(
         try:
             with store.fetched(f"{directory}/{part.name}") as path:
                 count += sum(match.line(line) for line in event_lines(path, part.name))
-        except (Unreadable, FileNotFoundError, ImportError) as exc:
+        except ImportError as exc:
             found.left.append(f"{store}/{directory}/{part.name}: {exc}")
             return
+        except (Unreadable, OSError) as exc:
+            found.left.append(only_here(store, directory, part.name, exc))
+            return
     if count:
-        found.files += len(manifest.files)
-        found.events += count
         if not dry_run:
             done = compactor.leave_out(directory, manifest, lambda line: not match.line(line))
             found.left += done.left
+        found.files += len(manifest.files)
+        found.events += count
 
 
 def _packed(name: str, content: Sequence[bytes]) -> Iterator[bytes]:

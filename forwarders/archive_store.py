@@ -85,6 +85,19 @@ class RemoteStore(Store, Protocol):
         """Close what is open between requests; doing it twice is harmless."""
 
 
+def only_here(store: Store, directory: str, base: str, exc: Exception) -> str:
+    """Say what is wrong with a file of a directory (or "": with all of it), so that the work can go on elsewhere.
+
+    Errors: the OSError itself, when the store does not even list the directory: then it is not there for others either.
+    """
+    if isinstance(exc, OSError):
+        try:
+            store.files(directory)
+        except OSError:
+            raise exc from None
+    return f"{'/'.join(filter(None, (str(store), directory, base)))}: {exc}"
+
+
 class LocalStore:
     """A directory on a local filesystem."""
 

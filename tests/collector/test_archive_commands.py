@@ -1,11 +1,14 @@
 """`collector archive`: compact, and erase from what was compacted."""
 
+import errno
 import json
+import logging
 import os
 import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +19,19 @@ from click.testing import CliRunner, Result
 from collector.archive_upkeep import compact_archive
 from collector.cli import cli
 from collector.compaction_schedule import choice_for, command_for, compacting
+from collector.erase_archive import ErasedLines, erase_lines
+from collector.person import Match
 from collector.settings import load
 from formats.event import Event, Granularity, PayloadKind
 from formats.event_json import EventJson
 from forwarders.archive import Settings, from_settings
+from forwarders.archive_compact import Compacted
 from forwarders.archive_files import chunks
 from forwarders.archive_layout import Layout
 from forwarders.archive_lines import event_lines
-from forwarders.archive_listing import Choice, live_files
+from forwarders.archive_listing import ALL, Choice, live_files
 from forwarders.archive_manifest import read_manifest
-from forwarders.archive_store import LocalStore
+from forwarders.archive_store import LocalStore, Stored
 from tests.services.child import wait_until
 from tests.services.hadoop import Hadoop
 
@@ -249,6 +255,95 @@ def test_hours_that_are_compacted_or_old_cost_a_look_at_most(archive: LocalStore
     assert asked() == {*days, f"{DIRECTORY[:-2]}12", f"{DIRECTORY[:-2]}13"}
     assert asked(*choice_for(own, in_two_days_s + 3600)) == {*days, f"{DIRECTORY[:-2]}13"}
     assert asked(*choice_for(own, in_two_days_s + 86_400)) == {"e", "e/2026", "e/2026/11"}
+
+
+class Rotten(LocalStore):
+    """Its disk does not give the bytes of one file any more, and, when it is ``gone``, none at all."""
+
+    gone = False
+
+    def __init__(self, root: Path, bad: str) -> None:
+        super().__init__(root)
+        self._bad = bad
+
+    def fetched(self, name: str) -> AbstractContextManager[Path]:
+        if name == self._bad:
+            raise OSError(errno.EIO, "Input/output error", name)
+        return super().fetched(name)
+
+    def files(self, directory: str = "", *rest: Any) -> list[Stored]:
+        if self.gone and directory == DIRECTORY:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+        return super().files(directory, *rest)
+
+
+def test_a_file_that_cannot_be_read_keeps_no_other_from_being_compacted_or_erased_from(archive: LocalStore) -> None:
+    """It is named; but an archive that is not there as a whole is no matter of single files."""
+    match = Match("mail", PERSON, EventJson({}))
+    before = sorted(lines_in(archive))
+    bad = archive.files(DIRECTORY)[0].name
+    store = Rotten(archive.root, bad)
+    left = [f"{store}/{DIRECTORY}: [Errno 5] Input/output error: '{bad}'"]
+
+    def compact() -> Compacted:
+        return compact_archive(store, Layout(), ALL, "parquet", ended_before_ms=NOON_MS + 2 * HOUR_MS)
+
+    assert compact() == Compacted(directories=1, files=1, events=10, left=left)
+    assert sorted(lines_in(archive)) == before
+    store.gone = True
+    for work in (compact, lambda: erase_lines(store, match)):
+        with pytest.raises(OSError, match="Input/output"):
+            work()
+    store.gone = False
+    left = [f"{store}/{bad}: [Errno 5] Input/output error: '{bad}'"]
+    assert erase_lines(store, match) == ErasedLines(files=5, events=10, left=left)
+    hers = {line for line in lines_in(archive) if PERSON.encode() in line}
+    assert hers == {line for line in event_lines(archive.root / bad) if PERSON.encode() in line} != set()
+
+    compact_archive(archive, Layout(), ALL, "jsonl", ended_before_ms=NOON_MS + 2 * HOUR_MS)
+    part = archive.files(DIRECTORY)[0].name
+    left = [f"{store}/{part}: [Errno 5] Input/output error: '{part}'"]
+    store = Rotten(archive.root, part)
+    other = Match("mail", "bert41@example.org", EventJson({}))
+    assert erase_lines(store, other) == ErasedLines(files=1, events=1, left=left)
+
+
+def test_an_archive_that_is_not_there_keeps_no_other_from_being_erased_from(archive: LocalStore, run: Run) -> None:
+    config = archive.root.parent / "collector.toml"
+    first = '[forwarders.a]\ntype = "archive"\npath = "webhdfs://127.0.0.1:1/x"\n'
+    run("ls")  # writes the settings
+    config.write_text(config.read_text().replace("[forwarders.archive]", f"{first}[forwarders.archive]"))
+    command = ["--config", str(config), "archive", "erase", "--field", "mail", "--value", PERSON, "--json"]
+    result = CliRunner().invoke(cli, command)
+
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert (found["events"], len(found["left"])) == (12, 1)
+    assert "webhdfs://127.0.0.1:1/x: " in found["left"][0]
+
+
+def test_the_flusher_goes_on_compacting_when_the_program_could_not_be_started_and_says_what_is_left(
+    archive: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As while it is being replaced, or where there are no more processes to be had."""
+    program = tmp_path / "program"
+    config = tmp_path / "collector.toml"
+    config.write_text(f'[forwarders.archive]\npath = "{archive.root}"\ncompact = "jsonl"\ncompact_every_s = 1\n')
+    monkeypatch.setattr(sys, "executable", str(program))
+
+    def errors() -> list[str]:
+        return [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+
+    with compacting(load(config, {})):
+        wait_until(lambda: bool(errors()), 10, "it could not be started")
+        new = tmp_path / "new"
+        new.write_text("""#!/bin/sh\necho '{"directories": 0, "left": ["e: unreadable"]}'\nexit 1\n""")
+        new.chmod(0o755)
+        new.rename(program)
+        wait_until(lambda: "archive not compacted in places" in errors(), 10, "it was started")
+
+    assert set(errors()) == {"archive not compacted", "archive not compacted in places"}
+    assert vars(caplog.records[-1])["first"] == ["e: unreadable"]
 
 
 @pytest.mark.slow
