@@ -28,7 +28,8 @@ def is_shallow(payload: bytes) -> bool:
     size = len(payload)
     if size <= 2 * DEPTH_MAX:
         return True  # no room for so many brackets
-    if size - len(payload.replace(b"[", b"").replace(b"{", b"")) <= DEPTH_MAX:  # quicker than count() and translate()
+    arrays = size - len(payload.replace(b"[", b""))  # quicker than count() and translate()
+    if arrays + size - len(payload.replace(b"{", b"")) <= DEPTH_MAX:
         return True
     if _BACKSLASH in payload:
         payload = payload.replace(b"\\\\", b"").replace(b'\\"', b"")

@@ -182,6 +182,7 @@ def test_a_filesystem_that_goes_read_only_is_answered_503_and_what_it_has_is_sal
         collector = quick(tmp_path, spool={"path": str(disk / "spool"), "segment_max_age_s": 60})
         with collector, Load(collector.port) as load:
             load.wait_for(202, 5)
+            struck = time.monotonic()
             trigger.write_text("injected by a test")
             load.wait_for(503, 3)
             load.end()
@@ -190,7 +191,9 @@ def test_a_filesystem_that_goes_read_only_is_answered_503_and_what_it_has_is_sal
     found = subprocess.run(["e2fsck", "-fy", str(image)], capture_output=True, check=False)
     again = quick(tmp_path, spool={"path": str(place / "spool")})
     with mounted(place, "-o", "loop", str(image)), again:
-        assert_delivered(tmp_path, load.acknowledged)
+        # not what was being synced at that moment: ext4 may call that synced (seen in 1 of 20 with a program that does
+        # nothing but write and fdatasync), and a second fdatasync too
+        assert_delivered(tmp_path, load.acknowledged_before(struck))
         assert takes(again)
 
     seen(acknowledged=len(load.acknowledged), refused=load.statuses[503], e2fsck_exit=found.returncode)
