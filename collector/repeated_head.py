@@ -11,6 +11,7 @@ the environ that the parser would have made.
 
 import io
 import re
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
 from collector.environ import HTTP_10, Environ, set_target
@@ -40,7 +41,7 @@ class Shortcut(Protocol):
         """What is to be held. None: nothing has been done, and the request has to take the ordinary way."""
 
 
-class RepeatedHead:
+class RepeatedHead(ABC):
     """One request's head, as the parser and its checks left it. ``environ``: of a request that was taken."""
 
     def __init__(self, hub: "Hub", environ: Environ) -> None:
@@ -50,13 +51,13 @@ class RepeatedHead:
         self._date = b""
         self._reply = b""
 
+    @abstractmethod
     def take(self, data: bytes) -> object | None:
         """What the application's shortcut holds of this request; None: it has to be handled."""
-        raise NotImplementedError
 
+    @abstractmethod
     def environ_of(self, data: bytes) -> Environ | None:
         """The environ of a request that differs in nothing else; None: let the parser see it."""
-        raise NotImplementedError
 
     @property
     def reply(self) -> bytes:

@@ -198,17 +198,20 @@ class LocalStore:
             sync(str(self.root / directory), os.fsync)
 
 
-@contextmanager
-def scratch() -> Iterator[Path]:
-    """A new path of this machine for a draft of what goes elsewhere."""
-    with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-") as place:
-        yield Path(place) / "draft"
+class Elsewhere:
+    """What stores have in common whose files are on no disk of this machine."""
 
+    @contextmanager
+    def draft(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-") as place:
+            yield Path(place) / "draft"
 
-def sweep_scratch() -> None:
-    """Delete what killed processes of this machine left of `scratch`."""
-    places = Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*-*")
-    sweep(each for each in places if not os.path.exists(f"/proc/{each.name.split('-')[2]}"))
+    @contextmanager
+    def locked(self) -> Iterator[bool]:
+        """There is no lock. What killed processes of this machine were working with is deleted."""
+        places = Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*-*")
+        sweep(each for each in places if not os.path.exists(f"/proc/{each.name.split('-')[2]}"))
+        yield False
 
 
 def sweep(left: Iterable[Path]) -> None:

@@ -25,7 +25,7 @@ import obstore
 from obstore import exceptions
 from obstore.store import from_url
 
-from forwarders.archive_store import Stored, StoreError, Wanted, everywhere, scratch, sweep_scratch
+from forwarders.archive_store import Elsewhere, Stored, StoreError, Wanted, everywhere
 from forwarders.secrets import read_credentials
 
 _T = TypeVar("_T")
@@ -35,7 +35,7 @@ _CONNECT_S: Final = 10.0
 _PART_BYTES: Final = 8 * 1024 * 1024
 
 
-class ObjectStore:
+class ObjectStore(Elsewhere):
     """Objects below a URL.
 
     Owner:   one process; threads may share it. Errors: ValueError from the constructor only; it connects to nothing.
@@ -124,17 +124,6 @@ class ObjectStore:
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 self._ask(lambda name=name: obstore.delete(self._store, name))  # type: ignore[misc]
-
-    @contextmanager
-    def draft(self) -> Iterator[Path]:
-        with scratch() as path:
-            yield path
-
-    @contextmanager
-    def locked(self) -> Iterator[bool]:
-        """There is no lock. What killed processes of this machine were working with is deleted."""
-        sweep_scratch()
-        yield False
 
     def close(self) -> None:
         """Nothing that could be: its connections go with the store."""

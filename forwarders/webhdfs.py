@@ -34,12 +34,11 @@ from forwarders.archive_store import (
     DIRECTORY_MODE,
     FILE_MODE,
     TMP,
+    Elsewhere,
     Stored,
     StoreError,
     Wanted,
     everywhere,
-    scratch,
-    sweep_scratch,
 )
 from forwarders.http_endpoint import Connections, NoReply
 from forwarders.secrets import read_credentials
@@ -53,7 +52,7 @@ _LEFT_S: Final = 86_400.0
 _NAMES: Final = ("hadoop_user_name", "hadoop_delegation_token")
 
 
-class HdfsStore:
+class HdfsStore(Elsewhere):
     """Files below a URL, which archive.Settings has checked.
 
     Owner:   one process; threads may share it. Errors: OSError, ValueError of credentials; it connects to nothing.
@@ -120,17 +119,6 @@ class HdfsStore:
     def delete(self, names: Iterable[str]) -> None:
         for name in names:
             self._call("DELETE", name, "DELETE")
-
-    @contextmanager
-    def draft(self) -> Iterator[Path]:
-        with scratch() as path:
-            yield path
-
-    @contextmanager
-    def locked(self) -> Iterator[bool]:
-        """There is no lock. What killed processes of this machine were working with is deleted."""
-        sweep_scratch()
-        yield False
 
     def close(self) -> None:
         """Close the connections; the store may be used again."""
