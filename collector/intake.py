@@ -100,6 +100,7 @@ class Intake:
         self._group = GroupCommit(self.commit)
         self._starting = threading.Lock()
         self._maintainer: threading.Thread | None = None
+        self._closed = threading.Event()
 
     def refusal(self) -> str | None:
         """Why nothing is taken at the moment, or None. Costs a cached look at the disk."""
@@ -299,6 +300,7 @@ class Intake:
 
     def close(self) -> None:
         """Seal the open segment. Where the disk hangs it is left to recovery."""
+        self._closed.set()
         with self._group.exclusive(SYNC_STALL_S) as is_free:
             if is_free:
                 self.writer.close()
@@ -310,13 +312,12 @@ class Intake:
             with self._starting:
                 if self._maintainer is None or not self._maintainer.is_alive():
                     self._maintainer = threading.Thread(
-                        target=self._maintain_for_ever, name="spool-maintainer", daemon=True
+                        target=self._maintain_until_closed, name="spool-maintainer", daemon=True
                     )
                     self._maintainer.start()
 
-    def _maintain_for_ever(self) -> None:
-        while True:
-            time.sleep(MAINTAIN_S)
+    def _maintain_until_closed(self) -> None:
+        while not self._closed.wait(MAINTAIN_S):
             with self._group.exclusive(MAINTAIN_S) as is_free:
                 if is_free:
                     self.maintain()

@@ -1,12 +1,15 @@
 """What was answered with "interval" is synced before it is older than the interval."""
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from collector.entrance import open_entrance
 from collector.intake import Held
+from collector.sender import Sender
 from collector.settings import load
+from formats.event import Decoded, Event, Granularity, PayloadKind
 
 
 class Clock:
@@ -78,3 +81,14 @@ def test_without_a_promise_nothing_is_synced(door: Door) -> None:
     door.put("none")
 
     assert door.writer.unsynced
+
+
+def test_a_closed_intake_leaves_no_thread(door: Door) -> None:
+    before = set(threading.enumerate())
+    door.intake.accept("json", Decoded([Event("E", 0, Granularity.HOURLY, PayloadKind.JSON, b"{}")]), Sender(1))
+    (maintainer,) = set(threading.enumerate()) - before
+
+    door.intake.close()
+
+    maintainer.join(10)
+    assert not maintainer.is_alive()
