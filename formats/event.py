@@ -8,7 +8,7 @@ time of arrival, and reading the spool adds the id.
 import enum
 import itertools
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -181,12 +181,6 @@ def whole(parts: Iterable[Decoded]) -> Decoded:
 
 def _pairs(runs: list[int]) -> Iterator[tuple[int, int]]:
     return zip(runs[::2], runs[1::2], strict=True)
-
-
-def are_names(names: Collection[str]) -> bool:
-    """Whether all may name events, where that is quickly seen; of others `check_name` says what is wrong, if it is."""
-    text, lengths = "".join(names), [*map(len, names)]
-    return text.isascii() and text.isprintable() and 0 not in lengths and max(lengths, default=0) <= NAME_MAX_BYTES
 
 
 def check_name(name: str) -> str:

@@ -25,7 +25,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from itertools import repeat
-from typing import Annotated, cast
+from typing import Annotated
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -40,10 +40,10 @@ from formats.event import (
     FormatError,
     Granularity,
     PayloadKind,
-    are_names,
     check_name,
     whole,
 )
+from formats.event_names import EventNames
 from formats.json_depth import DEPTH_MAX, are_shallow, is_shallow
 from formats.json_split import JsonSyntaxError, elements, end_of_space, pieces
 from formats.times import granularity_of, time_of
@@ -159,7 +159,7 @@ class _Reader:
 
     def __init__(self, body: bytes, defaults: Defaults) -> None:
         self._defaults = defaults
-        self._names: dict[str, str] = {}
+        self._names = EventNames(defaults.name)
         self._small: dict[bytes, bytes] = {}
         self.dated = (
             b"eventDate" in body
@@ -182,7 +182,7 @@ class _Reader:
         """Make the events of envelopes. Errors: as `events`."""
         defaults = self._defaults
         default_ms, granularity = defaults.time_ms, defaults.granularity
-        names = self._usable([envelope.eventName for envelope in envelopes])
+        names = self._names.of_all([envelope.eventName for envelope in envelopes])
         payloads = [bytes(envelope.payload) for envelope in envelopes]
         if len(payloads) > _MANY and sum(map(len, payloads)) < len(payloads) * _SMALL_BYTES:
             known: dict[bytes, bytes] = {}
@@ -203,29 +203,10 @@ class _Reader:
                 granularities = map(meant.__getitem__, texts)
         return list(map(Event, names, times, granularities, repeat(_JSON), payloads))
 
-    def _usable(self, names: list[str | UnsetType]) -> list[str]:
-        """The names that events have. Errors: FormatError."""
-        different = set(names)
-        if UNSET not in different and are_names(cast("set[str]", different)):
-            return cast("list[str]", names)
-        usable = {name: self._name(name) for name in different}
-        return list(map(usable.__getitem__, names))
-
-    def _name(self, name: str | UnsetType) -> str:
-        """The name that an event has. Errors: FormatError."""
-        if isinstance(name, UnsetType):
-            if self._defaults.name is None:
-                raise FormatError("there is no eventName")
-            return self._defaults.name
-        known = self._names.get(name)
-        if known is None:
-            known = self._names[name] = check_name(name)
-        return known
-
     def event(self, envelope: _Envelope) -> Event:
         """Make the event. Errors: FormatError."""
         defaults = self._defaults
-        name = self._name(envelope.eventName)
+        name = self._names.of(envelope.eventName)
         payload = bytes(envelope.payload)
         if payload[0] != _OBJECT_BEGINS:
             raise FormatError(_NO_OBJECT)

@@ -108,3 +108,8 @@ def sized_end(data: bytes, at: int) -> int:
     byte = data[at]
     width = _LENGTH_WIDTHS[byte]
     return at + 1 + width + int.from_bytes(data[at + 1 : at + 1 + width], "big") + (byte in EXTENSIONS)
+
+
+def array_of(count: int, values: bytes) -> bytes:
+    """An array of so many values, which follow one another."""
+    return b"\xdd%b%b" % (count.to_bytes(4, "big"), values)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from formats import msgpack_body
 from formats.event import Decoded, Defaults, Event, FormatError, Granularity, PayloadKind, check_name, whole
-from formats.msgpack_body import CHECKED_AS_OBJECTS_BYTES
+from formats.msgpack_payload import CHECKED_AS_OBJECTS_BYTES
 from formats.msgpack_values import Truncated, value_end
 from formats.times import granularity_of, time_of
 from tests.formats.published import NOW_MS, assert_whole, case_id, hostile, hostile_bytes
