@@ -203,9 +203,8 @@ class SegmentReader:
 
     def _read_header(self) -> tuple[SegmentHeader, bool]:
         data = self._pread(_HEADER_MAX_BYTES, 0)
-        header = decode_segment_header(data)
-        if header is None:
-            uuid = uuid_of_name(self.name)
+        header, uuid = decode_segment_header(data), uuid_of_name(self.name)
+        if header is None or (self.retained and uuid not in (None, header.uuid)):  # where frame 0 is a payload's
             if uuid is None:
                 raise SegmentUnreadable("no segment header, and a name that is not a segment's")
             key = decode_key_entry(data, seed_of(uuid))
