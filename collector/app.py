@@ -72,7 +72,7 @@ class CollectorApp:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         shortcut = self._shortcuts.get((environ["REQUEST_METHOD"], environ["PATH_INFO"]))
         if shortcut is not None:
-            reason = self._intake.refuse() if "collector.held" in environ else None
+            reason = self.refuse_all() if "collector.held" in environ else None
             if reason is not None:
                 status, headers, body = self.unavailable(environ, reason)
                 start_response(status, headers)
@@ -132,8 +132,12 @@ class CollectorApp:
         headers = [("Content-Type", PROBLEM_TYPE), ("Retry-After", str(retry_after_s())), *self.common_headers(environ)]
         return falcon.HTTP_503, headers, problem(falcon.HTTP_503, reason)
 
+    def refuse_all(self) -> str | None:
+        """Why all are refused that a shortcut could answer, or None; for one that is told so: it is counted by kind."""
+        return self._intake.refuse()
+
     def refused(self, environ: Mapping[str, Any], status: str) -> None:
-        """Count an answer of the server's own."""
+        """Count an answer of the server's own, or one of `unavailable` that it sends again."""
         self._counters.count_answer(environ.get("PATH_INFO", ""), status)
 
     def observe(self, connections: int, buffered_bytes: int) -> None:

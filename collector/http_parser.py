@@ -27,7 +27,8 @@ from collector.environ import (
     joined,
     set_any_target,
 )
-from collector.hub import UNAVAILABLE, Hub
+from collector.hub import Hub
+from collector.replies import UNAVAILABLE
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from collector.environ import Environ, peer_environ
 from collector.http_parser import BAD_REQUEST, SLICE_BYTES, Refusal, RequestParser
-from collector.hub import UNAVAILABLE, Hub
+from collector.hub import Hub
 from collector.repeated_head import RepeatedHead, remember
-from collector.replies import CONTINUE
+from collector.replies import CONTINUE, UNAVAILABLE
 
 log = logging.getLogger(__name__)
 
@@ -119,13 +119,13 @@ class Connection(asyncio.Protocol):
         repeated = self._repeated
         if repeated is not None and self._phase == IDLE and self._reading and not self.closing:
             try:
-                held = repeated.take(data)
+                answer = repeated.answer(data)
             except Exception:  # the ordinary way has an answer for what cannot be handled
                 log.exception("a shortcut failed")
-                held = None
-            if held is not None:
+                answer = None
+            if answer is not None:
                 self._since = self._hub.now
-                self._answer(repeated.environ, [held], repeated.reply, True, True)
+                self._answer(repeated.environ, *answer, True, True)
                 return
             environ = repeated.environ_of(data)
             if environ is not None:

@@ -31,7 +31,7 @@ from collector.disk_thread import DiskThread
 from collector.environ import Environ, HeaderKeys
 from collector.limits import Limits
 from collector.repeated_head import Shortcut
-from collector.replies import Replies, WsgiApp
+from collector.replies import UNAVAILABLE, Replies, WsgiApp
 from spool.condition import SYNC_STALL_S
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-UNAVAILABLE = "503 Service Unavailable"
 DEFAULT_MAX_BODY_BYTES = 8 * 1024 * 1024
 _NONE: frozenset["Connection"] = frozenset()
 
@@ -51,7 +50,8 @@ class DeferringApp(Protocol):
     """A WSGI application that leaves the commit to the worker. Without ``commit`` it is an ordinary one.
 
     One that has ``common_headers(environ)`` is asked for the headers of the worker's own answers too, and one that has
-    ``shortcut(environ)`` for what answers further requests like this one (repeated_head.py), or None.
+    ``shortcut(environ)`` for what answers further requests like this one (repeated_head.py), or None. Without
+    ``refuse_all()`` those that it does not take are not refused before the application is called.
     """
 
     max_body_bytes: int
@@ -74,6 +74,12 @@ class DeferringApp(Protocol):
         connection is closed.
         """
 
+    def refuse_all(self) -> str | None:
+        """Why all are refused that a shortcut could take, or None. Asked for one that is told so; counts it by reason.
+
+        Its answer is counted by `unavailable`, or by `refused` when it was made before and is sent again.
+        """
+
     def maintain(self) -> None:
         """Called every 0.1 s, not during a commit; where there is `waits_for_disk`, by the disk's thread."""
 
@@ -81,7 +87,7 @@ class DeferringApp(Protocol):
         """How many clients are connected, and how many bytes of their bodies are in memory; before ``maintain``."""
 
     def refused(self, environ: Mapping[str, Any], status: str) -> None:
-        """The worker has answered this itself: a request that could not be read."""
+        """The worker has answered this itself: a request that could not be read, or a refusal once more."""
 
     def close(self) -> None:
         """Called once when the worker ends."""
@@ -99,7 +105,8 @@ class Hub:
         self.defers = hasattr(app, "commit")
         self.unwanted = getattr(app, "unwanted", _nothing)
         self._observe = getattr(app, "observe", _nothing)
-        self._refused = getattr(app, "refused", _nothing)
+        self.refused = getattr(app, "refused", _nothing)
+        self.refuse_all: Callable[[], str | None] = getattr(app, "refuse_all", _nothing)
         self._maintain = getattr(app, "maintain", _nothing)
         self._waits_for_disk: Callable[[list[Any]], bool] | None = getattr(app, "waits_for_disk", None)
         self.max_body_bytes: int = getattr(app, "max_body_bytes", DEFAULT_MAX_BODY_BYTES)
@@ -245,7 +252,7 @@ class Hub:
 
     def refuse(self, environ: Environ, status: str, detail: str) -> bytes:
         """The reply to what cannot be read as a request; the application hears of it."""
-        self._refused(environ, status)
+        self.refused(environ, status)
         return self.replies.refusal(environ, status, detail)
 
     def _late(self) -> Collection["Connection"]:

@@ -4,9 +4,10 @@ A client that keeps its connection sends the same headers with every request. On
 the parser, the next one that is equal to it is as well-formed: a GET but for its target (`RepeatedGet`), a POST but for
 its body and the digits of its Content-Length (`RepeatedPost`).
 
-Where the application has a *shortcut* for that path, not even an environ is made: `take` hands it the query or the body
-and gets what is to be held; the reply is always the same. When it takes nothing, or there is none, `environ_of` makes
-the environ that the parser would have made.
+Where the application has a *shortcut* for that path, not even an environ is made: `answer` hands it the query or the
+body and gets what is to be held; the reply is always the same. While the application refuses all such requests, it is
+the application's 503, made once a second for each connection, so that clients still differ in their Retry-After. For
+everything else, and where there is no shortcut, `environ_of` makes the environ that the parser would have made.
 """
 
 import io
@@ -15,11 +16,15 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
 from collector.environ import HTTP_10, Environ, set_target
+from collector.replies import UNAVAILABLE
 
 if TYPE_CHECKING:
     from collector.hub import Hub
 
 MAX_BYTES = 4096
+
+#: What is to be held of a request, nothing if it is refused, and the reply.
+Answer = tuple[list[object], bytes]
 
 _TARGET_BYTES = bytes(range(0x21, 0x7F)).replace(b"#", b"")  # what the parser lets through, less the fragment
 _OTHERS_AS_0 = bytes(each if each in _TARGET_BYTES else 0 for each in range(256))
@@ -50,23 +55,40 @@ class RepeatedHead(ABC):
         self._shortcut: Shortcut | None = hub.shortcut(environ)
         self._date = b""
         self._reply = b""
+        self._refusal = b""
+        self._refused_at = b""  # the Date of that reply
+        self._refused_for = ""
 
     @abstractmethod
-    def take(self, data: bytes) -> object | None:
-        """What the application's shortcut holds of this request; None: it has to be handled."""
+    def answer(self, data: bytes) -> Answer | None:
+        """What the application's shortcut makes of this request; None: it has to be handled."""
 
     @abstractmethod
     def environ_of(self, data: bytes) -> Environ | None:
         """The environ of a request that differs in nothing else; None: let the parser see it."""
 
-    @property
-    def reply(self) -> bytes:
-        """The reply to what was taken."""
-        replies, shortcut = self._hub.replies, self._shortcut
-        if self._date is not replies.date and shortcut is not None:
+    def _answer(self, shortcut: Shortcut, query: str, body: bytes) -> Answer | None:
+        held = shortcut.take(query, body)
+        if held is None:
+            return self._refuse() if not body or self._hub.unwanted(self.environ) is None else None
+        replies = self._hub.replies
+        if self._date is not replies.date:
             self._date = replies.date
             self._reply, _ = replies.encode(self.environ, shortcut.status, shortcut.headers, shortcut.content, True)
-        return self._reply
+        return [held], self._reply
+
+    def _refuse(self) -> Answer | None:
+        """The application's 503, while it takes nothing; None: it takes events, only not this request so."""
+        hub = self._hub
+        reason = hub.refuse_all()
+        if reason is None:
+            return None
+        if self._refused_at is hub.replies.date and self._refused_for == reason:
+            hub.refused(self.environ, UNAVAILABLE)
+        else:
+            self._refused_at, self._refused_for = hub.replies.date, reason
+            self._refusal = hub.unavailable(self.environ, reason, True)  # counts it too
+        return [], self._refusal
 
 
 class RepeatedGet(RepeatedHead):
@@ -78,8 +100,8 @@ class RepeatedGet(RepeatedHead):
         self._max_target_bytes = hub.limits.max_target_bytes
         self._path: str = environ["PATH_INFO"]
 
-    def take(self, data: bytes) -> object | None:
-        """See `RepeatedHead.take`."""
+    def answer(self, data: bytes) -> Answer | None:
+        """See `RepeatedHead.answer`."""
         shortcut = self._shortcut
         if shortcut is None or self._hub.stopping:
             return None
@@ -87,7 +109,7 @@ class RepeatedGet(RepeatedHead):
         if target is None:
             return None
         path, _, query = target.partition("?")
-        return shortcut.take(query, b"") if path == self._path else None
+        return self._answer(shortcut, query, b"") if path == self._path else None
 
     def environ_of(self, data: bytes) -> Environ | None:
         """See `RepeatedHead.environ_of`."""
@@ -119,8 +141,8 @@ class RepeatedPost(RepeatedHead):
         self._after = after
         self._max_body_bytes = min(hub.max_body_bytes, hub.limits.thread_body_bytes)
 
-    def take(self, data: bytes) -> object | None:
-        """See `RepeatedHead.take`."""
+    def answer(self, data: bytes) -> Answer | None:
+        """See `RepeatedHead.answer`."""
         shortcut = self._shortcut
         if shortcut is None or self._hub.stopping:
             return None
@@ -130,7 +152,7 @@ class RepeatedPost(RepeatedHead):
         length = str(len(body))
         if length != self.environ["CONTENT_LENGTH"]:
             self.environ = {**self.environ, "CONTENT_LENGTH": length}
-        return shortcut.take("", body)
+        return self._answer(shortcut, "", body)
 
     def environ_of(self, data: bytes) -> Environ | None:
         """See `RepeatedHead.environ_of`."""

@@ -32,6 +32,7 @@ MAX_CACHED_HEADS = 512
 MAX_CACHED_HEAD_BYTES = 4096
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 SERVER_ERROR = "500 Internal Server Error"
+UNAVAILABLE = "503 Service Unavailable"
 
 _STATUS = re.compile(r"[2-5][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?")
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
