@@ -3,6 +3,7 @@
 Tests of the fault matrix (tests/faults/README.md) have two sizes, and say what they have seen.
 """
 
+import gc
 import os
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -55,6 +56,13 @@ def seen(record_property: Callable[[str, object], None]) -> Callable[..., None]:
             record_property(name, value)
 
     return note
+
+
+@pytest.fixture
+def descriptors() -> Callable[[], int]:
+    """Counts this process's open descriptors. What earlier tests have left to the collector of garbage is gone."""
+    gc.collect()
+    return lambda: len(os.listdir("/proc/self/fd"))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ The fixture gives an empty destination, or one in which ids of other runs do no 
 uses a uuid of its own.
 """
 
+import gc
 import os
 import threading
 import time
@@ -176,6 +177,7 @@ class ForwarderContract:
         used = destination.forwarder()
         used.send(make_events(3))
         used.close()
+        gc.collect()  # what earlier tests have left open
         before = open_things()
         unused = destination.forwarder()
         unused.close()

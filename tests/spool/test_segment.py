@@ -4,6 +4,7 @@ import fcntl
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -226,15 +227,15 @@ writer.close()
     assert [r.payload for r in read_plain(sealed_files(directory)[0], sealed=True)] == [b"third"]
 
 
-def test_spare_descriptors_are_held_lent_and_given_up() -> None:
+def test_spare_descriptors_are_held_lent_and_given_up(descriptors: Callable[[], int]) -> None:
     spares = SpareDescriptors()
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
 
     with spares.lent():
-        assert len(os.listdir("/proc/self/fd")) == before
-    assert len(os.listdir("/proc/self/fd")) == before + 2
+        assert descriptors() == before
+    assert descriptors() == before + 2
     with spares.lent():
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert descriptors() == before
     spares.release()
 
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
