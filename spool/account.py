@@ -8,6 +8,10 @@ An item of the quarantine with ``events`` of which ``claimed`` came in by rows o
 So what a process kept without living to say so, and what an import brought, counts as replayed, and every item that
 is there counts with all its events. It leaves once, however many forwarders were given it: what its own one did of it
 is what counts, else that a person gave it away.
+
+A row KEPT is written before the cursor: where the process dies in between, or the cursor is lost, what is in the item
+comes again, and may end otherwise. So of the events of a segment, or of a replayed item, no more stay ``claimed`` than
+its last row says are quarantined.
 """
 
 from collections.abc import Iterator
@@ -49,6 +53,7 @@ class Account:
     ``handed``: events of the segments that were put into its queue, by uuid; ``replays`` are those that a replay put
     there. ``done``: the rows of those that left it. ``folded`` and ``folded_replays``: sums over older ones.
     ``kept``: the items that are or were in its quarantine; ``ends``: the rows of those that left it.
+    ``refused``: the items of what was refused of a segment, or of a replayed item, by the uuid of that.
     """
 
     handed: dict[bytes, int] = field(default_factory=dict)
@@ -56,6 +61,7 @@ class Account:
     done: dict[bytes, Row] = field(default_factory=dict)
     kept: dict[bytes, Held] = field(default_factory=dict)
     ends: dict[bytes, Row] = field(default_factory=dict)
+    refused: dict[bytes, list[bytes]] = field(default_factory=dict)
     folded: Sum = field(default_factory=Sum)
     folded_replays: Sum = field(default_factory=Sum)
     damaged_rows: int = 0
@@ -71,8 +77,9 @@ class Account:
             case RowKind.DONE:
                 before = self.done.pop(row.uuid, None)  # so that the order is that of the last rows
                 self.done[row.uuid] = row
-                if before and (again := before.outcome.quarantined - row.outcome.quarantined) > 0:
-                    # it came back after a crash, and was not refused then: what was stays in quarantine
+                # what was refused when it came before, and not this time, stays in quarantine
+                known = self._unclaim(row.uuid, down_to=row.outcome.quarantined)
+                if before and (again := before.outcome.quarantined - row.outcome.quarantined - known) > 0:
                     self.folded_replays.add(again, Outcome(quarantined=again))
             case RowKind.TOTAL:
                 self.folded.add(row.events, row.outcome)
@@ -84,6 +91,7 @@ class Account:
                 self.ends.pop(row.uuid, None)
                 self.done.pop(row.uuid, None)  # of a version before this one
                 self.ends[row.uuid] = row
+                self._unclaim(row.uuid, down_to=row.outcome.quarantined)
             case RowKind.LEFT:
                 if not self.has_left(row.uuid):
                     self.ends[row.uuid] = row
@@ -95,6 +103,17 @@ class Account:
             self.kept[uuid] = known._replace(claimed=max(known.claimed, min(item.claimed, known.events)))
         elif item.events:
             self.kept[uuid] = item
+            self.refused.setdefault(item.segment, []).append(uuid)
+
+    def _unclaim(self, segment: bytes, *, down_to: int) -> int:
+        """Let the items of what was refused of a segment claim no more of its events; returns how many less."""
+        items = [self.kept[uuid] for uuid in self.refused.get(segment, ())]
+        surplus = left = max(0, sum(item.claimed for item in items) - down_to)
+        for item in items:
+            less = min(left, item.claimed)
+            self.kept[item.uuid] = item._replace(claimed=item.claimed - less)
+            left -= less
+        return surplus
 
     def has_left(self, item_uuid: bytes) -> bool:
         """Whether an item has no place in quarantine any more, though its file may still be there."""
@@ -103,6 +122,12 @@ class Account:
     def stock(self) -> Iterator[Held]:
         """The items that should be in quarantine, as far as there are rows of them."""
         return (item for uuid, item in self.kept.items() if not self.has_left(uuid))
+
+    def name_of(self, item: Held) -> str:
+        """The name of an item, but for the time that its segment's begins with."""
+        while item.segment in self.kept:  # by replays
+            item = item._replace(segment=self.kept[item.segment].segment)
+        return item.name
 
     def end_of(self, row: Row) -> Sum:
         """The account of an item that has left."""

@@ -89,7 +89,9 @@ def audit(
     ]
 
 
-def settle(directory: SpoolDirectory, balance: Balance) -> int:
+def settle(
+    directory: SpoolDirectory, balance: Balance, *, sleep: Callable[[float], None] = time.sleep, looks: int = LOOKS
+) -> int:
     """Count what is missing as dropped by a person, and what is in quarantine besides as replayed; returns how many
     events that was."""
     ledger, name = Ledger(directory), balance.forwarder
@@ -97,7 +99,8 @@ def settle(directory: SpoolDirectory, balance: Balance) -> int:
     for item in balance.missing_items.values():
         ledger.left(name, item.uuid, item.events)
     ledger.kept(name, balance.unknown_items.values())
-    uuid, more = uuids.uuid4().bytes, balance.quarantine_off_by
+    # some of these rows say anew what is claimed
+    uuid, more = uuids.uuid4().bytes, _settled(directory, name, sleep, looks).quarantine_off_by
     if more > 0:
         ledger.replayed(name, uuid, more, Outcome(quarantined=more))
     elif more:
@@ -192,7 +195,7 @@ def _compare(
         unclaimed = held.events - held.claimed
         found.add(Sum(unclaimed, Outcome(quarantined=unclaimed)), replay=True)
         if item is None and held.uuid in before.kept:
-            found.missing_items[held.name] = held
+            found.missing_items[account.name_of(held)] = held
         if item and item.stem in waiting:
             not_claimed_yet += held.claimed
     for uuid, item in items.items():

@@ -129,9 +129,9 @@ class Item:
 
 
 def held_of(uuid: bytes, name: str, events: int, claimed: int) -> Held:
-    """What the ledger says of an item of this name."""
+    """What the ledger says of an item of this name, whose events came in a segment."""
     parsed = ItemName.parse(name)
-    segment = uuid_of_name(parsed.segment + SEALED_SUFFIX) if parsed else None
+    segment = uuid_of_name(parsed.segment.partition("_")[0] + SEALED_SUFFIX) if parsed else None
     first, last = (parsed.first, parsed.last) if parsed else (0, 0)
     return Held(uuid, events, claimed, segment or NO_UUID, first, last)
 

@@ -22,7 +22,7 @@ when it was given to another forwarder or dropped by a person. ``events`` is how
     first        i64      offset of the first record it comes from
     claimed      i64      how many of its events are ``quarantined`` in the row, or the cursor, of what they came in
     last         i64      offset of the last record
-    segment     16 bytes  uuid of the segment that its name begins with; 0 where it begins otherwise
+    segment     16 bytes  uuid of the segment, or of the item being replayed, that its events came in; 0: nobody knows
 
 With ``events`` 0 it only says anew what is ``claimed``: of the item that has the uuid behind that, which this one has
 come from by replays, or of this one where that is in no account here.

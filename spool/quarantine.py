@@ -68,7 +68,7 @@ from spool.item import (
 from spool.key_name import KeyMissing
 from spool.known_events import KnownEvents
 from spool.ledger import Ledger
-from spool.outcome import NOTHING, Held, Outcome
+from spool.outcome import NO_UUID, NOTHING, Held, Outcome
 from spool.reader import Damage, Record, SegmentReader, SegmentUnreadable
 from spool.seal import read_seal
 
@@ -135,6 +135,7 @@ class Quarantine:
         link = item_of_link(segment)
         replayed = self._description_behind(link) if link else None
         own = link[1] if link and link[0] == forwarder else ""
+        came_in = (self._uuid_of(forwarder, segment) or NO_UUID) if link else None
         account = (replayed.segment if own and replayed else "") or segment
         found = known.items_of(
             account, refused, replay_of=own, leaves=lambda name: link is not None and self._is_queued(forwarder, name)
@@ -153,7 +154,7 @@ class Quarantine:
                 elsewhere += sum(not each.came for each in held)
                 for each in held:
                     if each.came:
-                        item = claims.get(each.uuid) or held_of(each.uuid, each.item, each.events, 0)
+                        item = claims.get(each.uuid) or _held(each.uuid, each.item, each.events, 0, came_in)
                         if not own and each.root != each.uuid:  # not what it was kept in: replays came in between
                             item = item._replace(events=0, segment=each.root)
                         claims[each.uuid] = item._replace(claimed=item.claimed + 1)
@@ -163,7 +164,7 @@ class Quarantine:
                 new.append(record)
         said = Description(
             reason, error[:ERROR_MAX_CHARS], attempts, forwarder=forwarder, segment=account, replay_of=own,
-            root=self._root(forwarder, segment, replayed) if own else "",
+            root=_root(came_in, replayed) if own else "",
         )  # fmt: skip
         for name in repeated:
             path = place / (name + DESCRIPTION_SUFFIX)
@@ -174,7 +175,7 @@ class Quarantine:
             self._describe(path, again, before)
         items = list(claims.values())
         if new:
-            items.append(self._add_item(place, known, segment, new, said, replayed))
+            items.append(self._add_item(place, known, segment, new, said, replayed, came_in))
         return Kept(sum(each.event_count for each in new), elsewhere, tuple(items))
 
     def add_damage(self, reader: SegmentReader, damage: Damage) -> bool:
@@ -333,6 +334,7 @@ class Quarantine:
         records: Sequence[RefusedRecord],
         said: Description,
         replayed: Description | None,
+        came_in: bytes | None,
     ) -> Held:
         events = sum(record.event_count for record in records)
         key = self._keyring.writing if self._keyring else None
@@ -346,21 +348,18 @@ class Quarantine:
                 break
         self._describe_new(path, replace(said, events=events, size=len(data)), replayed)
         known.add(name)
-        return held_of(uuid, name, events, events)
+        return _held(uuid, name, events, events, came_in)
 
     def _description_behind(self, link: tuple[str, str]) -> Description:
         owner, name = link
         return read_description(self._directory.quarantine_root / owner / (name + DESCRIPTION_SUFFIX), self._keyring)
 
-    def _root(self, forwarder: str, link: str, replayed: Description | None) -> str:
-        """Where a chain of replays begins that has come to this one."""
-        if replayed and replayed.root:
-            return replayed.root
+    def _uuid_of(self, forwarder: str, link: str) -> bytes | None:
+        """Of the item behind a queue's link."""
         try:
-            uuid = read_seal(self._directory.queue_root / forwarder / link).uuid
+            return read_seal(self._directory.queue_root / forwarder / link).uuid
         except FileNotFoundError:  # dropped just now
-            uuid = None
-        return uuid.hex() if uuid else ""
+            return None
 
     def _is_queued(self, owner: str, name: str) -> bool:
         """Whether a queue has an item of that name, there still or not: its end will remove what has the name then."""
@@ -411,6 +410,19 @@ class Quarantine:
         ).encode()
         sealed = b"".join(box.seal([text], self._keyring))
         self._ballast.spend_on(lambda: drafts.replace(self._directory, path, sealed))
+
+
+def _root(came_in: bytes | None, replayed: Description | None) -> str:
+    """Where a chain of replays begins that has come to the one of an item."""
+    if replayed and replayed.root:
+        return replayed.root
+    return came_in.hex() if came_in and came_in != NO_UUID else ""
+
+
+def _held(uuid: bytes, name: str, events: int, claimed: int, came_in: bytes | None) -> Held:
+    """``came_in``: the item whose replay its events came in, if one was."""
+    held = held_of(uuid, name, events, claimed)
+    return held if came_in is None else held._replace(segment=came_in)
 
 
 def _remove(path: Path) -> bool:

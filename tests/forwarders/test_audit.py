@@ -16,7 +16,6 @@ from formats.event import Event
 from formats.event_json import EventJson
 from forwarders.batch import Position
 from forwarders.contract import Refused, Unavailable
-from forwarders.skipping import Choice
 from spool.audit import Balance, audit, not_handed_out, settle
 from spool.directory import SpoolDirectory
 from spool.ledger import Ledger
@@ -84,23 +83,6 @@ def test_after_a_lost_cursor_accounts_are_right_before_and_after_what_was_refuse
     found = balance(bench.directory)
     assert found.ok
     assert found.outcome[:2] == (4, 2)
-
-
-def test_what_was_refused_before_a_cursor_was_lost_and_is_then_skipped_is_named_and_settled(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    bench.flush_with(batch_max_events=2)
-    put(bench, *events(6))
-    bench.destination.answer = refuse_odd
-    bench.lane.step()
-    (bench.queue / ".cursor").unlink()
-    bench.start()
-    bench.lane.drop(Choice(segments=1))
-    bench.work()
-
-    found = balance(bench.directory)
-    assert found.quarantine_off_by == 1
-    settle(bench.directory, found)
-    assert balance(bench.directory).ok
 
 
 def test_a_replay_and_a_drop_move_events_out_of_quarantine(tmp_path: Path) -> None:

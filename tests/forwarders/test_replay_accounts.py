@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -12,10 +13,12 @@ from formats.event import Event
 from forwarders.contract import Refused
 from forwarders.flush_settings import Names
 from forwarders.replay import Replay, Wanted
+from forwarders.skipping import Choice
 from spool.audit import Balance, audit, settle
+from spool.cursor import Cursor, Range, State
 from spool.forget import forget
 from spool.item import encode_item
-from spool.ledger import Ledger, ledger_path
+from spool.ledger import Ledger, ledger_path, read_account
 from spool.outcome import Held, Outcome, Row, RowKind
 from spool.quarantine import RefusedRecord
 from spool.queue import distribute
@@ -72,6 +75,27 @@ def die_before_the_acknowledgement(bench: Bench) -> None:
     bench.lane._acked = die  # type: ignore[method-assign]
     with pytest.raises(Died):
         bench.work_for(2)
+
+
+def die_before_the_cursor(bench: Bench) -> None:
+    """When the ledger says which items hold what was refused."""
+    write = Cursor.write
+
+    def die(cursor: Cursor, state: State, ranges: Sequence[Range], **more: Any) -> None:
+        if state == "acked":
+            raise Died
+        write(cursor, state, ranges, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cursor, "write", die)
+        with pytest.raises(Died):
+            bench.work_for(2)
+
+
+def lose_the_cursor(bench: Bench) -> None:
+    bench.lane.close()
+    (bench.queue / ".cursor").unlink()
+    bench.start()
 
 
 def refused(bench: Bench, count: int = 3) -> list[str]:
@@ -196,6 +220,121 @@ def test_a_segment_that_comes_back_after_it_was_finished(bench: Bench, then: obj
     assert columns(bench) == ((4, 3, 4, 3, 0, 0) if then is take else (4, 0, 1, 3, 0, 0))
 
 
+@pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize("then", [take, refuse_odd, refuse])
+def test_a_batch_of_which_the_ledger_says_that_it_was_refused_and_not_the_cursor(
+    bench: Bench, before: int, then: object
+) -> None:
+    """Killed in between, and started again with settings by which the destination takes some of it, or all."""
+    put(bench.directory, [event(n, "odd" if n % 2 else "e") for n in range(before + 3)])
+    distribute(bench.directory, ["fake"], ledger=Ledger(bench.directory))
+    bench.destination.answer = refuse
+    if before:
+        bench.flush_with(batch_max_events=before)
+        bench.lane.step()
+        bench.flush_with(batch_max_events=3)
+    die_before_the_cursor(bench)
+    assert look(bench).ok
+    bench.destination.answer = then  # type: ignore[assignment]
+    bench.start()
+    bench.work_for(2)
+
+    again = {take: 3, refuse_odd: 2, refuse: 0}[then]  # type: ignore[index]
+    assert columns(bench) == (before + 3, again, again, before + 3, 0, 0)
+    bench.destination.answer = take
+    for item in bench.quarantine.items("fake"):
+        bench.quarantine.replay(item)
+    bench.work_for(2)
+    assert columns(bench) == (before + 3, again, before + 3 + again, 0, 0, 0)
+
+
+@pytest.mark.parametrize("what", ["an item", "another's item", "the past"])
+@pytest.mark.parametrize("then", [take, refuse_odd, refuse])
+def test_a_replay_of_which_the_ledger_says_that_it_was_refused_and_not_the_cursor(
+    bench: Bench, other: Bench, what: str, then: object
+) -> None:
+    put(bench.directory, [event(n, "odd" if n % 2 else "e") for n in range(3)])
+    distribute(bench.directory, ["fake"], ledger=Ledger(bench.directory), retain=True)
+    one = other if what == "another's item" else bench
+    if what == "the past":
+        bench.work_for(2)
+        replay = Replay(bench.directory, "fake", Wanted(), names=Names(["*"]))
+        assert replay.run(replay.sources()).queued == 3
+    else:
+        bench.destination.answer = refuse
+        bench.work_for(2)
+        (item,) = bench.quarantine.items("fake")
+        bench.quarantine.replay(item, to=one.name)
+    one.destination.answer = refuse
+    die_before_the_cursor(one)
+    assert look(one).ok
+    one.destination.answer = then  # type: ignore[assignment]
+    one.start()
+    one.work_for(3)
+
+    again = {take: 3, refuse_odd: 2, refuse: 0}[then]  # type: ignore[index]
+    expected = {"an item": (3, again, again, 3), "another's item": (0, 3 + again, again, 3)}
+    assert columns(one) == (*expected.get(what, (3, 3 + again, 3 + again, 3)), 0, 0)
+    account = read_account(one.directory, one.name)
+    ledger_path(one.directory, one.name).write_bytes(b"".join(row.encode() for row in account.fold(1, 0)))
+    one.destination.answer = take
+    for item in one.quarantine.items(one.name):
+        one.quarantine.replay(item)
+    one.work_for(2)
+    accepted, replayed, forwarded, quarantined = expected.get(what, (3, 3 + again, 3 + again, 3))
+    assert columns(one) == (accepted, replayed, forwarded + quarantined, 0, 0, 0)
+
+
+@pytest.mark.parametrize("end", ["skipped", "taken", "taken away"])
+def test_a_segment_of_which_a_part_was_refused_and_whose_cursor_is_lost(bench: Bench, end: str) -> None:
+    put(bench.directory, [event(n) for n in range(6)])
+    distribute(bench.directory, ["fake"], ledger=Ledger(bench.directory))
+    bench.destination.answer = refuse
+    bench.flush_with(batch_max_events=2)
+    bench.lane.step()
+    lose_the_cursor(bench)
+    assert look(bench).ok
+    bench.destination.answer = take
+    if end == "taken away":
+        (segment,) = bench.segments()
+        segment.unlink()
+        found = look(bench)
+        assert (list(found.missing.values()), found.quarantine_off_by) == ([6], 2)
+        assert settle(bench.directory, found) == 6
+    elif end == "skipped":
+        bench.lane.drop(Choice(everything=True))
+    else:
+        bench.work_for(2)
+    forwarded, given_up = (6, 0) if end == "taken" else (0, 6)
+    assert columns(bench) == (6, 2, forwarded, 2, 0, given_up)
+    bench.start()
+    (item,) = bench.quarantine.items("fake")
+    bench.quarantine.replay(item)
+    bench.work_for(2)
+    assert columns(bench) == (6, 2, forwarded + 2, 0, 0, given_up)
+
+
+def test_a_replay_that_is_refused_while_its_segment_is_under_way_takes_nothing_from_the_segments_account(
+    bench: Bench, other: Bench
+) -> None:
+    put(bench.directory, [event(n) for n in range(4)])
+    distribute(bench.directory, ["fake", "other"], ledger=Ledger(bench.directory))
+    bench.destination.answer = refuse
+    for each in (bench, other):
+        each.flush_with(batch_max_events=2)
+        each.lane.step()
+        each.flush_with(batch_max_events=10)
+        each.destination.answer = refuse
+    (item,) = bench.quarantine.items("fake")
+    bench.quarantine.replay(item)
+    bench.quarantine.replay(item, to="other")
+    for each in (bench, other):
+        each.lane.step()
+        each.work_for(2)
+    assert columns(bench) == (4, 0, 0, 4, 0, 0)
+    assert columns(other) == (4, 2, 2, 4, 0, 0)
+
+
 @pytest.mark.parametrize("whose", ["own", "others"])
 @pytest.mark.parametrize("end", ["dropped", "dropped while it lies still", "forgotten"])
 def test_an_item_of_which_a_part_was_replayed(bench: Bench, other: Bench, whose: str, end: str) -> None:
@@ -267,6 +406,19 @@ def test_the_rows_of_the_version_before_are_read_and_gone_on_with(bench: Bench, 
         assert look(bench).quarantine_off_by == 2
         assert settle(bench.directory, look(bench)) == 2
         assert columns(bench) == (9, 2, 7, 4, 0, 0)
+
+
+def test_an_item_that_came_by_replays_is_missed_by_the_name_of_the_segment(bench: Bench) -> None:
+    refused(bench)
+    for _ in range(2):
+        (item,) = bench.quarantine.items("fake")
+        bench.quarantine.replay(item)
+        bench.work_for(2)
+    (item,) = bench.quarantine.items("fake")
+    item.path.unlink()
+
+    (name,) = look(bench).missing_items
+    assert item.name.endswith(f"Z-{name}")
 
 
 def test_what_is_missing_from_quarantine_and_what_nobody_knows_of_are_named_and_do_not_hide_each_other(

@@ -56,7 +56,12 @@ writing = rule(
     closes=st.booleans(),
 )
 forwarding = rule(
-    name=names, dies_after=deaths, script=st.lists(answers, max_size=3), steps=st.integers(1, 4), ticks=st.booleans()
+    name=names,
+    dies_after=deaths,
+    script=st.lists(answers, max_size=3),
+    steps=st.integers(1, 4),
+    ticks=st.booleans(),
+    mended=st.sampled_from([False, False, False, True]),
 )
 
 
@@ -171,7 +176,11 @@ class SpoolMachine(RuleBasedStateMachine):
         self.world.clock.now += seconds
         self.world.as_flusher(lambda flusher: flusher.flusher._tick(), dies_after=dies_after)
 
-    def _forward(self, name: str, dies_after: int | None, script: list[str], steps: int, ticks: bool) -> None:
+    def _forward(
+        self, name: str, dies_after: int | None, script: list[str], steps: int, ticks: bool, mended: bool = False
+    ) -> None:
+        """``mended``: the destination takes what it refuses at other times."""
+
         def work(flusher: FlusherProcess) -> None:
             if ticks:
                 flusher.flusher._tick()
@@ -179,12 +188,14 @@ class SpoolMachine(RuleBasedStateMachine):
             if lane is None:
                 return
             self.world.destinations[name].script = script
+            self.world.destinations[name].refuses = not mended
             for _ in range(steps):
                 self.world.clock.now += min(2.0, lane.step())
 
         self.world.as_flusher(work, dies_after=dies_after)
         for each in self.world.destinations.values():
             each.script = []
+            each.refuses = True
 
     forward = forwarding(_forward)
     forward_more = forwarding(_forward)
@@ -226,7 +237,6 @@ class SpoolMachine(RuleBasedStateMachine):
         def work(flusher: FlusherProcess) -> None:
             if name in flusher.lanes:
                 before.update(self.world.queued(name))
-                self.world.unsettled |= self.world.forgetful & {name}
                 flusher.lanes[name].drop(Choice(segments=segments))
 
         self.world.as_flusher(work, dies_after=dies_after)

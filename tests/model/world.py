@@ -169,8 +169,6 @@ class World:
         self._wall_ns = RECEIVED_MS * 1_000_000
         self._person = Process()
         self._damaged: set[int] = set()
-        self.forgetful: set[str] = set()  # forwarders that have lost a cursor
-        self.unsettled: set[str] = set()  # and then segments, to a person who did not want them sent
         with self.disk.process(self._person):
             self.directory = SpoolDirectory.open(self.disk.root)
 
@@ -459,7 +457,6 @@ class World:
                 os.truncate(cursor, 7)
             case "overwritten":
                 cursor.write_bytes(b"\xa5" * cursor.stat().st_size)
-        self.forgetful.add(name)
         if name in self.destinations:
             self.destinations[name].in_order = False
 
@@ -534,8 +531,6 @@ class World:
         if self.dead and self.dead.torn:
             return  # the rows come first
         for balance in audit(self.directory, looks=1):
-            if balance.forwarder in self.unsettled:
-                continue  # what it had put into quarantine of those counts as dropped
             if self._somebody_died:
                 balance.unknown_items.clear()
             assert balance.ok, balance
