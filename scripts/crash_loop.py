@@ -4,7 +4,8 @@
 Clients send numbered events and note which of them were answered 202. Meanwhile, at random moments:
 
     kill -9       of random processes of `collector serve`, several at once: HTTP workers, the gunicorn master, the
-                  flusher, the supervisor, or all of them (one round; every killed process counts as a kill)
+                  flusher, the supervisor, or all of them (one round; every killed process counts as a kill);
+                  in the first round it is all of them
     --power-cut   the spool lies on a filesystem of its own in a file, ext4 or xfs, which is shut down below the
                   running collector, as if the plug were pulled; then it is mounted again, recovered and delivered.
                   Needs root, /dev/loop* and mkfs.ext4 or mkfs.xfs
@@ -206,8 +207,8 @@ def kill_processes(arguments: argparse.Namespace, base: Path, rng: random.Random
             recovery_s.append(time.monotonic() - killed_at)
             time.sleep(rng.uniform(0, 2) * arguments.pause)
             if kills.total() < arguments.kills:
+                kills.update(collector.kill_some(rng) if rounds else collector.kill_all())
                 rounds += 1
-                kills.update(collector.kill_some(rng))
     loaded_s = time.monotonic() - began
     whole = {"supervisor", "flusher", "master", "worker"}
     while time.monotonic() < deadline + 30:  # a half-started process ends by SIGTERM itself

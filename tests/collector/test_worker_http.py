@@ -25,7 +25,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with short timeouts."""
-    limits = {"header_timeout_s": 1, "body_timeout_s": 1, "idle_timeout_s": 2, "body_min_bytes_per_s": 1000}
+    limits = {"header_timeout_s": 0.5, "body_timeout_s": 1, "idle_timeout_s": 2, "body_min_bytes_per_s": 1000}
     with Server(tmp_path_factory.mktemp("impatient"), limits=limits) as running:
         yield running
 

@@ -117,13 +117,13 @@ def test_a_request_on_an_idle_connection_is_answered_while_the_worker_ends(tmp_p
 
 
 def test_a_worker_ends_within_graceful_timeout_whatever_its_clients_do(tmp_path: Path) -> None:
-    with Server(tmp_path, "--graceful-timeout", "3") as server, server.client() as client:
+    with Server(tmp_path, "--graceful-timeout", "2") as server, server.client() as client:
         client.send(b"POST /hold HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\n")
         assert server.ask(get("/pid")).status == 200
         began = time.monotonic()
 
         assert server.stop() == 0
-        assert time.monotonic() - began < 3.5
+        assert time.monotonic() - began < 2.5
         assert len(server.lines("closed")) == 1
         server.wait_for_log("cut off")
 
@@ -155,7 +155,7 @@ def test_sigterm_while_the_worker_starts_is_not_forgotten(tmp_path: Path) -> Non
 
 
 def test_max_requests_replaces_workers_without_a_failed_request(tmp_path: Path) -> None:
-    options = ("--workers", "2", "--max-requests", "400", "--max-requests-jitter", "100", "--log-level", "warning")
+    options = ("--workers", "2", "--max-requests", "100", "--max-requests-jitter", "50", "--log-level", "warning")
     with Server(tmp_path, *options) as server:
         with load(server, clients=3) as (accepted, faults):
             wait_until(lambda: len(server.lines("closed")) >= 3, what="three workers replaced")

@@ -3,6 +3,8 @@
 import http.client
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -12,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.services.child import POLL_S, wait_until
-from tests.services.collector import RunningCollector, archived_events
+from tests.services.collector import REPOSITORY, RunningCollector, archived_events
 
 #: Settings with which an event is in the archive in a fraction of a second.
 QUICK_S = 0.1
@@ -130,16 +132,22 @@ def archived(base: Path) -> dict[int, set[str]]:
     return found
 
 
-def wait_for_all(missing: Callable[[], int], still_s: float, what: str) -> None:
+def wait_for_all(missing: Callable[[], int], still_s: float, what: str, poll_s: float = POLL_S) -> None:
     """Return once nothing is missing; AssertionError when nothing more has come for so long."""
     left, deadline = missing(), time.monotonic() + still_s
     while left:
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
         now = missing()
         if now < left:
             left, deadline = now, time.monotonic() + still_s
         elif time.monotonic() > deadline:
             raise AssertionError(f"{what}: {left} are missing, and no more came for {still_s} s")
+
+
+def flush_once(collector: RunningCollector) -> None:
+    """Deliver what is sealed or has no owner; who runs looks for the latter every 5 s only."""
+    command = [sys.executable, "-m", "collector", "flush", "--once", "--config", str(collector.config)]
+    subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True, timeout=60)
 
 
 def assert_delivered(base: Path, acknowledged: Iterable[int], still_s: float = 30) -> None:

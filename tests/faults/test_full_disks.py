@@ -17,7 +17,7 @@ import pytest
 from spool.directory import SpoolDirectory
 from tests.collector.worker_server import Client
 from tests.faults.injection import fill, is_alive, kill_everything, make_filesystem, mounted, needs_root, worker_of
-from tests.faults.load import Load, assert_delivered, numbered, quick
+from tests.faults.load import Load, assert_delivered, flush_once, numbered, quick
 from tests.services.child import wait_until
 from tests.services.collector import REPOSITORY, RunningCollector, archived_events
 
@@ -56,6 +56,7 @@ def test_a_full_disk_is_answered_503_and_space_is_answered_202_without_a_restart
             load.end()
             assert_delivered(tmp_path, load.acknowledged)
             assert worker_of(collector) == worker
+            collector.kill()  # which is sooner over than an orderly end, here and below
 
     seen(acknowledged=len(load.acknowledged), refused=load.statuses[503], taken_again_after_s=max(back_s))
     assert load.statuses.keys() == {202, 503}
@@ -118,6 +119,7 @@ def test_clients_that_repeat_their_head_are_answered_as_all_others_while_the_dis
         assert_delivered(tmp_path, accepted[rows[0]])
         wait_until(lambda: not set(accepted[rows[1]]) - pixels(), 30, "pixels in the archive")
         assert worker_of(collector) == worker
+        collector.kill()
 
     seen(acknowledged=sum(map(len, accepted.values())))
 
@@ -138,6 +140,7 @@ def test_a_disk_that_is_filled_and_freed_in_turn_does_not_flap_the_door(
                         filler.write(bytes(size))
                     time.sleep(0.15)
                     answers.append(collector.post(numbered([1]))[0])
+            collector.kill()
 
     changes = sum(before != after for before, after in itertools.pairwise(answers))
     seen(requests=len(answers), changes=changes)
@@ -165,6 +168,7 @@ def test_a_disk_without_inodes_is_answered_503_until_there_are_some(tmp_path: Pa
             for path in taken:
                 path.unlink()
             wait_until(lambda: takes(collector), 20, "the next 202")
+            collector.kill()
 
     seen(inodes_taken=len(taken), answer=answer[2].decode().strip()[:80])
     assert answer[0] == 503
@@ -172,7 +176,7 @@ def test_a_disk_without_inodes_is_answered_503_until_there_are_some(tmp_path: Pa
 
 @needs_root
 def test_a_filesystem_that_goes_read_only_is_answered_503_and_what_it_has_is_salvaged_after_a_check(
-    tmp_path: Path, seen: Callable[..., None]
+    tmp_path: Path, full: bool, seen: Callable[..., None]
 ) -> None:
     image, place = tmp_path / "image", tmp_path / "disk"
     make_filesystem(image, "ext4", 64)
@@ -189,12 +193,14 @@ def test_a_filesystem_that_goes_read_only_is_answered_503_and_what_it_has_is_sal
             wait_until(lambda: collector.get("/1.0/healthcheck")[0] == 500, 10, "the health report says so")
             kill_everything(collector)
     found = subprocess.run(["e2fsck", "-fy", str(image)], capture_output=True, check=False)
-    again = quick(tmp_path, spool={"path": str(place / "spool")})
-    with mounted(place, "-o", "loop", str(image)), again:
+    with mounted(place, "-o", "loop", str(image)):
+        flush_once(collector)
         # not what was being synced at that moment: ext4 may call that synced (seen in 1 of 20 with a program that does
         # nothing but write and fdatasync), and a second fdatasync too
         assert_delivered(tmp_path, load.acknowledged_before(struck))
-        assert takes(again)
+        if full:
+            with quick(tmp_path, spool={"path": str(place / "spool")}) as again:
+                assert takes(again)
 
     seen(acknowledged=len(load.acknowledged), refused=load.statuses[503], e2fsck_exit=found.returncode)
     assert load.statuses.keys() == {202, 503}
@@ -213,7 +219,6 @@ def test_a_spool_that_is_unmounted_takes_nothing_until_it_is_back_also_from_new_
         collector = quick(tmp_path, spool={"path": str(place), "must_exist": True})
         with collector:
             assert collector.post(numbered([1]))[0] == 202
-            assert_delivered(tmp_path, [1])
             worker = worker_of(collector)
             subprocess.run(["umount", "--lazy", place], check=True)
             try:
@@ -227,7 +232,8 @@ def test_a_spool_that_is_unmounted_takes_nothing_until_it_is_back_also_from_new_
             collector.start()
             assert worker_of(collector) != worker
             assert collector.post(numbered([3]))[0] == 202
-            assert_delivered(tmp_path, [3])
+            assert_delivered(tmp_path, [1, 3])
+            collector.kill()
 
     seen(start_refused=refused.stderr.strip())
     assert refused.returncode == 1
@@ -279,13 +285,13 @@ def test_a_limit_on_file_sizes_costs_some_requests_a_503_and_no_event(
         _, hard = resource.prlimit(worker, resource.RLIMIT_FSIZE)
         resource.prlimit(worker, resource.RLIMIT_FSIZE, (1_000_000, hard))
         with Load(collector.port, padding=20_000) as load:
-            load.wait_for(202, 1000 if full else 60)
+            load.wait_for(202, 1000 if full else 30)
             load.wait_for(503, 1)
             load.wait_for(202, 20)
         assert worker_of(collector) == worker
         assert collector.stop() == 0
-        collector.start()
-        assert_delivered(tmp_path, load.acknowledged)
+    flush_once(collector)
+    assert_delivered(tmp_path, load.acknowledged)
 
     seen(acknowledged=len(load.acknowledged), refused=load.statuses[503])
     assert load.statuses.keys() == {202, 503}
@@ -313,6 +319,7 @@ def test_connections_that_eat_all_descriptors_stop_no_event_of_those_who_are_con
             wait_until(lambda: takes(collector), 10, "a new connection is served")
         assert worker_of(collector) == worker
         assert_delivered(tmp_path, load.acknowledged)
+        collector.kill()
 
     seen(
         descriptors=limit,

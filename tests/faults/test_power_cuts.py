@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.injection import kill_everything, make_filesystem, mounted, needs_root
-from tests.faults.load import Load, archived, assert_delivered, quick
+from tests.faults.load import Load, archived, assert_delivered, flush_once, quick
 from tests.services.child import wait_until
 from tests.services.power import cut_power
 
@@ -38,7 +38,8 @@ def test_a_power_cut_after_delivery_repeats_events_under_their_ids_and_loses_non
                     acknowledged += load.acknowledged_before(cut_at)
                     load.end()
                 kill_everything(collector)
-    with mounted(place, "-o", "loop", str(image)), quick(tmp_path, spool={"path": str(place / "spool")}):
+    with mounted(place, "-o", "loop", str(image)):
+        flush_once(collector)
         assert_delivered(tmp_path, acknowledged)
     lines = sum(text.read_text().count("\n") for text in (tmp_path / "events").rglob("*.jsonl"))
 

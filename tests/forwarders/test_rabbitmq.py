@@ -71,7 +71,7 @@ def message_ids(broker: Rabbit, queue: str) -> list[str]:
 
 def events_in(broker: Rabbit, queue: str) -> list[str]:
     """The ids of all events in all messages of a queue."""
-    bodies = [json.loads(body) for _, _, body in broker.drain(queue)]
+    bodies = [json.loads(body) for _, _, body in broker.take(queue)]
     found = itertools.chain.from_iterable([body] if isinstance(body, dict) else body for body in bodies)
     return [each["id"] for each in found]
 

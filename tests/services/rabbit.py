@@ -175,8 +175,11 @@ class Rabbit:
 
     def add_user(self, name: str, password: str) -> None:
         """A user who may do nothing at all in the virtual host /."""
-        self.control("add_user", name, password)
-        self.control("set_permissions", name, "^$", "^$", "^$")
+        self.evaluate(
+            f'rabbit_auth_backend_internal:add_user(<<"{name}">>, <<"{password}">>, <<"tests">>), '
+            f'rabbit_auth_backend_internal:set_permissions(<<"{name}">>, <<"/">>, '
+            '<<"^$">>, <<"^$">>, <<"^$">>, <<"tests">>).'
+        )
 
     @contextmanager
     def channel(self) -> Iterator[BlockingChannel]:
@@ -195,6 +198,14 @@ class Rabbit:
                 if method is None:
                     return messages
                 messages.append((method, properties, body))
+        return messages
+
+    def take(self, queue: str) -> list[tuple[pika.spec.Basic.GetOk, pika.BasicProperties, bytes]]:
+        """As `drain`, of a queue with few messages to which no more come: it is not waited for them."""
+        messages = []
+        with self.channel() as channel:
+            while (message := channel.basic_get(queue, auto_ack=True))[0] is not None:
+                messages.append(message)
         return messages
 
     def read_stream(self, stream: str) -> list[tuple[pika.BasicProperties, bytes]]:
