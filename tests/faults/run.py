@@ -74,10 +74,12 @@ def main() -> int:
     chosen = [row for row in table.values() if row.name in arguments.rows or not arguments.rows]
     if arguments.list:
         for row in chosen:
-            print(f"{row.name:4} {row.fault}", *(row.tests or (f"not here: {row.reason}",)), sep="\n     ")
+            in_full = [f"{test} in full" for test in row.in_full]
+            print(f"{row.name:4} {row.fault}", *(row.tests or (f"not here: {row.reason}",)), *in_full, sep="\n     ")
         return 0
-    results = _run(chosen, full=not arguments.short)
-    report = [_report(row, results) for row in chosen]
+    full = not arguments.short
+    results = _run(chosen, full=full)
+    report = [_report(row, results, full=full) for row in chosen]
     for row, each in zip(chosen, report, strict=True):
         _say(row, each)
     if arguments.json:
@@ -89,7 +91,7 @@ def main() -> int:
 
 def _run(chosen: list[Row], *, full: bool) -> dict[str, Result]:
     watcher = Watcher()
-    tests = list(dict.fromkeys(test for row in chosen for test in row.tests))
+    tests = list(dict.fromkeys(test for row in chosen for test in row.form(full=full)))
     if tests:
         plugins: list[object] = [watcher]
         if full:
@@ -99,10 +101,10 @@ def _run(chosen: list[Row], *, full: bool) -> dict[str, Result]:
     return watcher.results
 
 
-def _report(row: Row, results: dict[str, Result]) -> dict[str, object]:
-    own = {test: result for test, result in results.items() if holds(row, test)}
+def _report(row: Row, results: dict[str, Result], *, full: bool) -> dict[str, object]:
+    own = {test: result for test, result in results.items() if holds(row, test, full=full)}
     outcomes = {result.outcome for result in own.values()}
-    unrun = [test for test in row.tests if not any(each.startswith(test) for each in own)]
+    unrun = [test for test in row.form(full=full) if not any(each.startswith(test) for each in own)]
     if "failed" in outcomes or unrun:
         outcome = "failed"
     elif not row.tests:

@@ -5,10 +5,12 @@ The broker is a real one behind a proxy that does what networks do.
 
 import ipaddress
 import json
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -29,6 +31,7 @@ from tests.faults.injection import needs_root
 from tests.faults.load import Load, assert_delivered, numbered, numbers_in, quick, wait_for_all
 from tests.services.child import wait_until
 from tests.services.collector import REPOSITORY, RunningCollector
+from tests.services.influx import Influx
 from tests.services.rabbit import Rabbit
 from tests.services.scripted_http import Answer, Request, ScriptedHttp
 from tests.services.tcp_proxy import TcpProxy
@@ -79,7 +82,7 @@ class Consumer:
     def missing(self, numbers: list[int]) -> int:
         """How many of the numbers have not come so far."""
         with suppress(pika.exceptions.AMQPError):  # a node that has just come back drops some consumers
-            for _, properties, body in self._broker.drain(QUEUE):
+            for _, properties, body in self._broker.take(QUEUE):
                 self.messages += 1
                 self.found.setdefault(json.loads(body)["payload"]["n"], set()).add(properties.message_id)
         return len(set(numbers) - self.found.keys())
@@ -87,9 +90,10 @@ class Consumer:
 
 @pytest.fixture(scope="module")
 def path(
-    tmp_path_factory: pytest.TempPathFactory, rabbit: Rabbit
+    tmp_path_factory: pytest.TempPathFactory, rabbit: Rabbit, influx: Influx
 ) -> Iterator[tuple[RunningCollector, TcpProxy, Consumer]]:
-    """A collector that forwards to the broker by way of a proxy, and to its archive."""
+    """A collector that forwards to the broker by way of a proxy, to InfluxDB, and to its archive."""
+    influx.create(QUEUE)
     proxy = TcpProxy(rabbit.port).start()
     base = tmp_path_factory.mktemp("destinations")
     settings = {
@@ -97,7 +101,8 @@ def path(
         "queue_type": "classic", "batch_max_age_s": 0.1, "connect_timeout_s": 2.0, "confirm_timeout_s": 1.0,
     }  # fmt: skip
     consumers = {f"forwarders__rabbitmq__consumers__{QUEUE}": {}}
-    with quick(base, forwarders__rabbitmq=settings, **consumers) as running:
+    points = to_influx(influx.url) | {"bucket": QUEUE, "token_file": str(influx.token_file)}
+    with quick(base, forwarders__rabbitmq=settings, forwarders__influxdb=points, **consumers) as running:
         assert running.post(numbered([0]))[0] == 202
         rabbit.wait_for_queue(QUEUE)
         yield running, proxy, Consumer(rabbit)
@@ -129,7 +134,8 @@ def test_while_a_broker_is_not_well_events_are_taken_others_get_theirs_and_after
             load.end()
             assert_delivered(collector.base, load.acknowledged)  # in the archive
     began = time.monotonic()
-    wait_for_all(lambda: consumer.missing(load.acknowledged), 60, f"{len(load.acknowledged)} events in the queue")
+    what = f"{len(load.acknowledged)} events in the queue"
+    wait_for_all(lambda: consumer.missing(load.acknowledged), 60, what, poll_s=0.1)
 
     seen(
         acknowledged=len(load.acknowledged), meanwhile=len(load.acknowledged) - so_far,
@@ -140,7 +146,56 @@ def test_while_a_broker_is_not_well_events_are_taken_others_get_theirs_and_after
     assert list(collector.spool.glob("_quarantine/*/*")) == []
 
 
-def influx(url: str) -> dict[str, object]:
+@pytest.mark.server
+@pytest.mark.timeout(180)
+def test_while_one_after_the_other_is_hurt_each_gets_every_event_once_and_the_audit_balances(
+    path: tuple[RunningCollector, TcpProxy, Consumer], rabbit: Rabbit, influx: Influx, seen: Callable[..., None]
+) -> None:
+    """InfluxDB is killed, stands still and comes back, the broker is cut off and stands still, partly at once."""
+    collector, proxy, consumer = path
+    with Load(collector.port, pause_s=0.02) as load:
+        load.wait_for(202, 5)
+        influx.kill()
+        with swallowed(rabbit, proxy):
+            load.wait_for(202, 5)
+        load.wait_for(202, 5)
+        influx.start()
+        load.wait_for(202, 5)
+        with rabbit.frozen(), stopped(influx):
+            load.wait_for(202, 5)
+        load.wait_for(202, 5)
+
+    def without_point() -> int:
+        return len(set(load.acknowledged) - points(influx).keys())
+
+    assert_delivered(collector.base, load.acknowledged)  # in the archive
+    wait_for_all(lambda: consumer.missing(load.acknowledged), 60, "events in the queue", poll_s=0.1)
+    wait_for_all(without_point, 60, "events in InfluxDB", poll_s=0.1)
+    audit = [sys.executable, "-m", "collector", "audit", "--config", str(collector.config)]
+    audited = subprocess.run(audit, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+    seen(acknowledged=len(load.acknowledged), messages=consumer.messages, events=len(consumer.found))
+    assert load.statuses.keys() == {202}
+    assert {number: ids for number, ids in consumer.found.items() if len(ids) > 1} == {}
+    found = points(influx)
+    assert {found[number] for number in load.acknowledged} == {1}
+    assert audited.returncode == 0, audited.stdout
+
+
+@contextmanager
+def stopped(influx: Influx) -> Iterator[None]:
+    assert influx.process is not None
+    influx.process.send_signal(signal.SIGSTOP)
+    yield
+    influx.process.send_signal(signal.SIGCONT)
+
+
+def points(influx: Influx) -> Counter[int]:
+    """How many points there are of each number; two of the same id would be one."""
+    return Counter(row["n"] for row in influx.query('SELECT "n" FROM "Numbered"', QUEUE))
+
+
+def to_influx(url: str) -> dict[str, object]:
     return {"url": url, "batch_max_age_s": 0.1, "timeout_s": 1.0}
 
 
@@ -160,7 +215,7 @@ def test_a_destination_that_is_stuck_ends_in_503_at_the_mark_and_others_get_ever
     server = ScriptedHttp(answer)
     marks = {"segment_max_age_s": 0.2, "max_spool_bytes": 1_000_000}
     try:
-        with quick(tmp_path, spool=marks, forwarders__influxdb=influx(server.url)) as collector:
+        with quick(tmp_path, spool=marks, forwarders__influxdb=to_influx(server.url)) as collector:
             with Load(collector.port, padding=10_000) as load:
                 load.wait_for(503, 5)
             acknowledged = list(load.acknowledged)
@@ -168,6 +223,7 @@ def test_a_destination_that_is_stuck_ends_in_503_at_the_mark_and_others_get_ever
             stuck.set()
             wait_until(lambda: collector.post(numbered([1]))[0] == 202, 60, "the next 202")
             wait_until(lambda: set(acknowledged) <= taken, 60, "the stuck one has everything")
+            collector.kill()  # which is sooner over than an orderly end
     finally:
         stuck.set()
         server.close()

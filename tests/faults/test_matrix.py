@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.matrix import rows
+from tests.faults.matrix import holds, rows
 from tests.faults.run import TIMEOUT_S, Unhurried
 
 ROOT = Path(__file__).parents[2]
@@ -22,8 +22,18 @@ def test_every_row_is_there_and_is_held_by_a_test_or_says_why_not() -> None:
     assert [row.name for row in table.values() if bool(row.tests) is bool(row.reason)] == []
 
 
+def test_what_the_full_form_has_beside_the_short_one_does_not_count_in_short() -> None:
+    row = rows()["B20"]
+    (chaos,) = row.in_full
+
+    assert row.tests
+    assert chaos not in row.form(full=False)
+    assert row.form(full=True) == (*row.tests, chaos)
+    assert (holds(row, f"{chaos}::test_x"), holds(row, f"{chaos}::test_x", full=True)) == (False, True)
+
+
 def test_every_test_that_the_table_names_exists_and_every_one_beside_it_is_named() -> None:
-    named = {test.partition("[")[0] for row in rows().values() for test in row.tests}
+    named = {test.partition("[")[0] for row in rows().values() for test in row.form(full=True)}
 
     missing = [test for test in named if not _is_there(test)]
     ours = {
@@ -39,7 +49,7 @@ def test_every_test_that_the_table_names_exists_and_every_one_beside_it_is_named
 
 @pytest.mark.slow
 def test_every_case_that_the_table_names_is_collected() -> None:
-    cases = sorted(test for row in rows().values() for test in row.tests if test.endswith("]"))
+    cases = sorted({test for row in rows().values() for test in row.form(full=True) if test.endswith("]")})
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *cases]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
