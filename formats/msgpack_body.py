@@ -29,7 +29,7 @@ from formats.event import (
     PayloadKind,
 )
 from formats.event_names import EventNames
-from formats.msgpack_payload import TINY_ELEMENTS, check_payload, plain_payloads
+from formats.msgpack_payload import CHECKED_AS_OBJECTS_BYTES, TINY_ELEMENTS, check_payload, plain_payloads
 from formats.msgpack_values import ARRAYS, Truncated, array_of, children_of, value_end
 from formats.times import granularity_of, time_of
 
@@ -48,6 +48,7 @@ class _Envelope(msgspec.Struct, gc=False):
 _ENVELOPE = msgspec.msgpack.Decoder(_Envelope)
 _ENVELOPES = msgspec.msgpack.Decoder(list[_Envelope])
 
+_FEW = 4  # events, for which one call for all is not tried
 _NO_EVENT = "not a map with eventName and payload"
 _TINY_VALUES = re.compile(rb"[\x00-\x80\xa0\xc0\xc2\xc3\xe0-\xff]++")  # of one byte each; no events, no empty arrays
 _EMPTY_ARRAYS = re.compile(rb"\x90++")
@@ -125,10 +126,28 @@ class _Reader:
     def events(self, array: bytes) -> list[Event]:
         """Make the events of an array. Errors: FormatError, or what msgspec raises, when one is not as it should be."""
         envelopes = _ENVELOPES.decode(array)
+        return self._events(envelopes, max(1, len(envelopes) * CHECKED_AS_OBJECTS_BYTES // len(array)))
+
+    def _events(self, envelopes: list[_Envelope], at_once: int) -> list[Event]:
+        """Make the events of envelopes, so many by one call. Errors: FormatError."""
+        events: list[Event] = []
+        for start in range(0, len(envelopes), at_once):
+            some = envelopes[start : start + at_once]
+            made = self._together(some)
+            if made is not None:
+                events += made
+            elif len(some) // 8 >= _FEW:
+                events += self._events(some, len(some) // 8)
+            else:
+                events += map(self.event, some)
+        return events
+
+    def _together(self, envelopes: list[_Envelope]) -> Iterable[Event] | None:
+        """Make the events by one call; None: their payloads are not all plain, or too much. Errors: FormatError."""
         payloads = [bytes(envelope.payload) for envelope in envelopes]
         plain = plain_payloads(payloads)
         if plain is None:
-            return list(map(self.event, envelopes))
+            return None
         defaults = self._defaults
         names = self._names.of_all([envelope.eventName for envelope in envelopes])
         times: Iterable[int] = repeat(defaults.time_ms)
@@ -137,7 +156,7 @@ class _Reader:
             times = _times([payload.get("eventDate") for payload in plain], defaults.time_ms)
         if self._grained:
             granularities = [granularity_of(payload.get("eventGranularity"), defaults.granularity) for payload in plain]
-        return list(map(Event, names, times, granularities, repeat(_MSGPACK), payloads))
+        return map(Event, names, times, granularities, repeat(_MSGPACK), payloads)
 
     def event(self, envelope: _Envelope) -> Event:
         """Make the event. Errors: FormatError."""

@@ -32,8 +32,8 @@ from formats.msgpack_values import (
 )
 
 DEPTH_MAX = 64  # levels of a payload; itself is the first
-CHECKED_AS_OBJECTS_BYTES = 256 * 1024  # an empty map is 1 byte, and 64 as an object
-TIME_BYTES_MAX = 64  # of an eventDate or eventGranularity
+CHECKED_AS_OBJECTS_BYTES = 64 * 1024  # an empty map is 1 byte, and 64 as an object; other threads wait meanwhile
+TIME_BYTES_MAX = 64  # of an eventDate or eventGranularity that is no text
 #: Of an array, what is one byte each.
 TINY_ELEMENTS = re.compile(rb"[\x00-\x80\x90\xa0\xc0\xc2\xc3\xe0-\xff]++")
 _FEW = 4  # elements, for which no pattern is tried
@@ -52,6 +52,7 @@ _Value: Any = bool | int | _Finite | str | None
 for _ in range(5):  # a type that names itself is beyond msgspec
     _Value = bool | int | _Finite | str | None | list[_Value] | dict[str, _Value]
 
+_PLAIN_PAYLOAD: msgspec.msgpack.Decoder[dict[str, object]] = msgspec.msgpack.Decoder(dict[str, _Value])
 _PLAIN_PAYLOADS: msgspec.msgpack.Decoder[list[dict[str, object]]] = msgspec.msgpack.Decoder(list[dict[str, _Value]])
 _WHEN = msgspec.msgpack.Decoder(_When)
 _TEXT = msgspec.msgpack.Decoder(str)
@@ -71,9 +72,14 @@ def check_payload(payload: bytes) -> tuple[object, object]:
     """Look whether this may be a payload; give its eventDate and eventGranularity. Errors: FormatError."""
     if payload[0] not in MAPS:
         raise FormatError("the payload is not a map")
-    plain = plain_payloads([payload])
+    plain = None
+    if len(payload) <= CHECKED_AS_OBJECTS_BYTES:
+        try:
+            plain = _PLAIN_PAYLOAD.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            plain = None  # not plain, or not good: _check_bytes tells
     if plain is not None:
-        return plain[0].get("eventDate"), plain[0].get("eventGranularity")
+        return plain.get("eventDate"), plain.get("eventGranularity")
     _check_bytes(payload)
     when = _WHEN.decode(payload)
     return _time_value(when.eventDate), _time_value(when.eventGranularity)
@@ -81,7 +87,7 @@ def check_payload(payload: bytes) -> tuple[object, object]:
 
 def _time_value(raw: Raw) -> object:
     value = bytes(raw)
-    if len(value) > TIME_BYTES_MAX:
+    if len(value) > TIME_BYTES_MAX and value[0] not in STRINGS:
         raise FormatError("eventDate or eventGranularity is too long")
     return msgspec.msgpack.decode(value)
 

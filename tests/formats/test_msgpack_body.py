@@ -270,6 +270,25 @@ def test_a_payload_of_many_empty_containers_is_stored_with_bounded_memory(unit: 
     assert peak < 2 * MIB
 
 
+def test_only_some_payloads_are_objects_at_once() -> None:
+    """And others wait for no more than that: making objects of 256 KiB takes 50 ms, in which no other thread runs."""
+    body = event_bytes(b"\x81\xa1a\xdc\x03\xe8" + b"\x90" * 1000) * 250
+    tracemalloc.start()
+    try:
+        events = decode_msgpack(body, NOW).events
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert len(events) == 250
+    assert peak < 6 * MIB
+
+
+def test_a_blank_date_is_none_however_long_and_whatever_else_is_in_the_payload() -> None:
+    for payload in ({"eventDate": " " * 100}, {"eventDate": " " * 100, "at": datetime(2020, 1, 1, tzinfo=UTC)}):
+        assert only(event_bytes(pack(payload))).time_ms == NOW_MS
+
+
 _KEYS = st.sampled_from(["eventName", "payload", "eventDate", "eventGranularity", "a", "é" * 20, "", "x" * 300])
 _SCALARS = (
     st.none()

@@ -175,6 +175,12 @@ HOSTILE = {
         MSGPACK,
         lambda: _filled(_MANY + struct.pack(">I", (LIMIT_BYTES - 16) // 4), b"\x81\xa1a\1", b""),
     ),
+    "msgpack, payloads of empty arrays": LargeBody(
+        MSGPACK, _repeated(b"\x81\xa7payload\x81\xa1a\xdc\x03\xe8" + b"\x90" * 1000)
+    ),
+    "msgpack, payloads of 256 KiB of empty arrays": LargeBody(
+        MSGPACK, _repeated(_MANY + struct.pack(">I", 262_000) + b"\x90" * 262_000)
+    ),
     "smile, smallest events": LargeBody(
         SMILE, _repeated(b"\xfa\x40\xfa\xfb\xfb", _SMILE + b"\xfa\x86payload\xfa\xfb\xfb")
     ),
