@@ -19,7 +19,7 @@ def test_no_event_is_lost_while_workers_flusher_and_master_are_killed_at_random(
     full: bool, seen: Callable[..., None]
 ) -> None:
     """Events in batches of mixed size and format from 8 clients; ids tell repeats from events."""
-    kills, events = (1000, 1_000_000) if full else (10, 4_000)
+    kills, events = (1000, 1_000_000) if full else (6, 3_000)
     command = [sys.executable, str(CRASH_LOOP), "--events", str(events), "--clients", "8"]
     command += ["--kills", str(kills), "--seconds", "3000" if full else "240"]
 

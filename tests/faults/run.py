@@ -91,7 +91,7 @@ def main() -> int:
 
 def _run(chosen: list[Row], *, full: bool) -> dict[str, Result]:
     watcher = Watcher()
-    tests = list(dict.fromkeys(test for row in chosen for test in row.form(full=full)))
+    tests = sorted({test for row in chosen for test in row.form(full=full)})  # a file's tests share its servers
     if tests:
         plugins: list[object] = [watcher]
         if full:

@@ -101,6 +101,7 @@ def test_a_storm_of_clients_that_are_refused_touches_no_disk_and_is_spread_out(
                     traced_statuses[get.ask(b"GET /1?v=Storm,s HTTP/1.1\r\nHost: a\r\n\r\n").status] += 1
             touched = [line for line in log.read_text().splitlines() if "/spool/_" in line and "_metrics" not in line]
         assert worker_of(collector) == worker
+        collector.kill()
     p99_s = sorted(seconds)[int(len(seconds) * 0.99) - 1]
 
     seen(requests=statuses.total(), at_once=at_once, p99_ms=round(1000 * p99_s, 1), retry_after=len(retry_after))

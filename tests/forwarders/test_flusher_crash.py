@@ -78,13 +78,13 @@ def die_at(step: int) -> None:
 
 @pytest.mark.parametrize("identical", [False, True])
 def test_a_process_killed_at_any_of_its_writes_loses_nothing_and_repeats_one_batch(
-    tmp_path: Path, identical: bool
+    memory_path: Path, identical: bool
 ) -> None:
     """Every write of the whole run is a place to die; then a new process does the rest."""
     step = 0
     while True:
         step += 1
-        place = tmp_path / str(step)
+        place = memory_path / str(step)
         bench = Bench(place, identical_repeats=identical)
         bench.flush_with(batch_max_events=25)
         outside = Outside(place / "taken")

@@ -515,7 +515,7 @@ def test_tls_is_checked_against_the_given_authority(rabbit: Rabbit, names: Names
     with forwarding(names.settings(url, ca_file=rabbit.certificate)) as forwarder:
         forwarder.send(events := make_events(300))
 
-    assert message_ids(rabbit, names.queue) == ids(events)
+    assert events_in(rabbit, names.queue) == ids(events)
 
 
 @pytest.mark.server
