@@ -4,7 +4,9 @@ Ack:    200 for a request of up to ``events_per_request`` events.
 Repeat: harmless for seven days: ``insert_id`` is the event's id. See amplitude_event.py for how an event looks.
 Settings: [forwarders.amplitude], see `Settings`.
 
-    200                    taken
+    200 with {"code": 200} taken; where ``events_ingested`` is less than what was sent, halves are sent, as under 400
+    200 with another code  as that status
+    2xx otherwise          Unavailable: it is not Amplitude that answers, but a proxy or somebody's login page
     400 with indexes       these events are refused, the others sent again at once
     400 about the key, or  Unavailable, until a person acts
     not Amplitude's JSON
@@ -189,22 +191,29 @@ class AmplitudeForwarder:
         """Send one request, and what is left of it, until all of it is taken, refused or held. Errors: Unavailable."""
         while part := [each for each in part if each.sender not in progress.held]:
             reply = self._post(part)
-            if reply.status == 200:
+            answer = Answer(reply.text)
+            status = answer.code if reply.status == 200 else reply.status
+            ingested = answer.ingested(len(part))
+            if status == 200 and ingested >= len(part):
                 progress.done(part)
                 return
-            answer = Answer(reply.text)
-            reason = f"amplitude: {reply.status} {self._without_key(answer.error)}".rstrip()
-            if reply.status == 429:
+            reason = f"amplitude: {status} {self._without_key(answer.error)}".rstrip()
+            if status == 200:
+                reason += f", but {ingested} of {len(part)} events were ingested"
+            if status == 429:
                 self._hold(part, answer, Unavailable(reason, retry_after_s(reply.retry_after) or THROTTLED_S), progress)
-            elif reply.status == 413 or (reply.status == 400 and answer.is_about_events):
+            elif status in (200, 413) or (status == 400 and answer.is_about_events):
                 invalid = answer.invalid(len(part))
                 if not invalid and len(part) > 1:
-                    self._deliver_halves(part, reply.status, progress)
+                    self._deliver_halves(part, status, progress)
                     return
                 invalid = invalid or {0: ""}
                 for index, what in invalid.items():
                     progress.refused[part[index].position] = f"{reason}: {what}".rstrip(": ")
                 part = [each for index, each in enumerate(part) if index not in invalid]
+            elif status is None or 200 <= status < 300:
+                sentence = f'answers {reply.status}, but not as Amplitude does, with {{"code": 200}}: is the url right?'
+                raise Unavailable(f"amplitude: {sentence}", retry_after_s(reply.retry_after))
             else:
                 raise Unavailable(reason, retry_after_s(reply.retry_after))
 

@@ -1,5 +1,6 @@
 """What Amplitude's answers say about the events of a request. Pure.
 
+200   ``code``: 200, ``events_ingested``: how many of the request. Whether repeats are among them nothing says
 400   ``events_with_invalid_fields`` {field: [index, …]}, ``events_with_missing_fields``,
       ``events_with_invalid_id_lengths`` likewise, ``silenced_events`` [index, …]: these are never taken, and none of
       the others was. ``missing_field``, or "Invalid API key": the request is wrong, no event is
@@ -31,6 +32,17 @@ class Answer:
         except msgspec.DecodeError:
             self._body = {"error": text}  # proxies answer with HTML or plain text
         self.error = " ".join(str(self._body.get("error") or "").split())[:REASON_MAX_CHARS]
+
+    @property
+    def code(self) -> int | None:
+        """The status that Amplitude says itself; None: somebody else speaks."""
+        code = self._body.get("code")
+        return code if type(code) is int else None
+
+    def ingested(self, count: int) -> int:
+        """How many of the ``count`` events of the request were taken, where it is one that was."""
+        ingested = self._body.get("events_ingested")
+        return ingested if type(ingested) is int else count
 
     @property
     def is_about_events(self) -> bool:

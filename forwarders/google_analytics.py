@@ -1,12 +1,14 @@
 """Forward events to Google Analytics 4, by its Measurement Protocol.
 
-Ack:    a 2xx for a request of up to 25 events of one client. Google gives it to whatever arrives, also under a wrong
-        secret: so what it would drop is refused before (ga4_event.py), and `collector doctor ga4` asks its validation.
+Ack:    a 2xx without a body for a request of up to 25 events of one client. Google gives it to whatever arrives, also
+        under a wrong secret: so what it would drop is refused before (ga4_event.py), and `collector doctor ga4` asks
+        its validation.
 Repeat: counts twice, for Google knows no repeats. After a lost answer up to ``connections`` requests are sent again,
         after a kill one batch; ``event_id_param`` sends along the id by which queries can tell.
 Settings: [forwarders.google-analytics], see `Settings`.
 
-    2xx             taken
+    2xx, no body    taken
+    2xx with a body Unavailable: it is not Google that answers, but a proxy or somebody's login page
     413             halves are sent; an event that is alone is refused
     anything else   Unavailable, for as long as Retry-After says. What was taken of a batch is remembered
 
@@ -178,7 +180,7 @@ class GoogleAnalyticsForwarder:
 
     def _send_part(self, part: Sequence[tuple[int, Shaped]], sent: Sent) -> None:
         reply = self._post(COLLECT, [shaped for _, shaped in part])
-        if 200 <= reply.status < 300:
+        if 200 <= reply.status < 300 and not reply.text:
             sent.taken += [position for position, _ in part]
         elif reply.status != 413:
             raise _unavailable(reply)
@@ -219,7 +221,10 @@ def _requests(events: Sequence[tuple[int, Shaped]]) -> Iterator[Sequence[tuple[i
 
 
 def _unavailable(reply: Reply) -> Unavailable:
-    return Unavailable(f"google-analytics: answers {reply.status}", retry_after_s(reply.retry_after))
+    reason = f"google-analytics: answers {reply.status}"
+    if 200 <= reply.status < 300:
+        reason += " with a text, which Google does not: is the url right?"
+    return Unavailable(reason, retry_after_s(reply.retry_after))
 
 
 def _now_ms() -> int:

@@ -290,6 +290,26 @@ def test_a_bad_request_without_indexes_is_halved_until_the_event_is_alone(amplit
     assert len(amplitude.events) == 63
 
 
+def test_a_200_that_ingested_less_or_says_400_itself_costs_no_event(amplitude: FakeAmplitude) -> None:
+    events = make_events(8)
+
+    def answer(request: Any) -> Answer:
+        count = request.body.count(b'"insert_id"')
+        if events[2].id.encode() in request.body:
+            return reply(200, events_ingested=count - 1)
+        if events[6].id.encode() in request.body:
+            return Answer(200, reply(400, error="something").body)
+        return real(request)
+
+    real, amplitude.http.answer = amplitude.http.answer, answer
+    with forwarding(to(amplitude)) as forwarder, pytest.raises(Refused) as caught:
+        forwarder.send(events)
+
+    assert caught.value.positions == [2, 6]
+    assert caught.value.reason == "amplitude: 200, but 0 of 1 events were ingested; amplitude: 400 something"
+    assert amplitude.ids == [each.id for n, each in enumerate(events) if n not in (2, 6)]
+
+
 @pytest.mark.parametrize(
     ("answer", "reason", "retry_after_s"),
     [
@@ -302,6 +322,14 @@ def test_a_bad_request_without_indexes_is_halved_until_the_event_is_alone(amplit
         (Answer(503, '{"code":503,"error":"later"}', {"Retry-After": "3"}), "503 later", 3),
         (Answer(302, "", {"Location": "http://127.0.0.1:1/"}), "302", None),
         (Answer(401, "", {}), "401", None),
+        (Answer(200, "<html>Please log in</html>"), "answers 200, but not as Amplitude does.*is the url right", None),
+        (Answer(200, '["code",200]'), "answers 200, but not as Amplitude does", None),
+        (Answer(200, '{"code":"200"}'), "answers 200, but not as Amplitude does", None),
+        (Answer(200, ""), "answers 200, but not as Amplitude does", None),
+        (Answer(204, ""), "answers 204, but not as Amplitude does", None),
+        (Answer(200, '{"code":204}'), "answers 200, but not as Amplitude does", None),
+        (Answer(200, '{"code":429,"error":"slow"}', {"Retry-After": "7"}), "429 slow", 7),
+        (Answer(200, '{"code":400,"error":"Invalid API key"}'), "400 Invalid API key", None),
     ],
 )
 def test_what_is_not_about_events_is_unavailable_and_never_names_the_key(

@@ -276,6 +276,8 @@ def test_what_is_nearly_too_old_or_of_a_clock_that_is_fast_is_sent_with_a_time(g
         (Answer(500, ""), "answers 500", None),
         (Answer(302, "", {"Location": "/"}), "answers 302", None),
         (Answer(404, "<html>"), "answers 404", None),
+        (Answer(200, "<html>Please log in</html>"), "answers 200 with a text.*is the url right", None),
+        (Answer(202, "{}"), "answers 202 with a text", None),
     ],
 )
 def test_other_answers_are_unavailable_and_what_was_taken_is_not_sent_again(
@@ -290,6 +292,14 @@ def test_other_answers_are_unavailable_and_what_was_taken_is_not_sent_again(
 
     assert caught.value.retry_after_s == retry_after_s
     assert [each["params"]["id"] for each in google.events] == ids(events)[25:]
+
+
+def test_a_2xx_without_a_text_is_google_s(google: FakeGoogleAnalytics) -> None:
+    google.next_answers = [Answer(200, "")]
+    with forwarding(to(google)) as forwarder:
+        forwarder.send([event()])
+
+    assert len(google.http.requests) == 1
 
 
 def test_413_is_answered_with_halves_until_an_event_is_alone(google: FakeGoogleAnalytics) -> None:
