@@ -29,21 +29,19 @@ def archive() -> None:
     """The files of archive forwarders."""
 
 
-def forwarder_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--forwarder``: which archive."""
-    return click.option("--forwarder", help="The archive of this forwarder  [default: of each].")(command)
-
-
-def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--forwarder``, and which events: ``--event``, ``--since``, ``--until``."""
+def choice_options(command: Callable[..., Any], default: str = "of each") -> Callable[..., Any]:
+    """``--forwarder``, which archive, and which events: ``--event``, ``--since``, ``--until``."""
     for option in (
-        forwarder_option,
+        click.option("--forwarder", help=f"The archive of this forwarder  [default: {default}]."),
         click.option("--event", "patterns", metavar="PATTERN", multiple=True, help="Only events of these names."),
         click.option("--since", metavar="TIME", help="Only events of this time or later."),
         click.option("--until", metavar="TIME", help="Only events before this time."),
     )[::-1]:
         command = option(command)
     return command
+
+
+one_choice_options = partial(choice_options, default="of the only one")
 
 
 @archive.command()
@@ -103,20 +101,34 @@ def compact(
 
 def archives(settings: "Settings", forwarder: str | None) -> "Iterator[tuple[Any, Store, Layout]]":
     """The archives of the settings, each path once. Errors: Failed when there is none of that name."""
-    from forwarders.archive import Settings as ArchiveSettings
     from forwarders.archive import open_store
     from forwarders.archive_layout import Layout
 
-    chosen: list[ForwarderSettings] = [
+    for each in _chosen(settings, forwarder):
+        try:
+            yield each.own, open_store(each.own), Layout(each.own.layout)
+        except ValueError as exc:
+            raise Failed(str(exc)) from exc
+
+
+def check_one_archive(settings: "Settings", forwarder: str | None) -> None:
+    """Several hold the same events. Errors: click.UsageError when it is not said which; Failed as `archives`."""
+    names = [each.name for each in _chosen(settings, forwarder)]
+    if len(names) > 1:
+        wanted = " or ".join(f"--forwarder {name}" for name in names)
+        raise click.UsageError(f"there are {len(names)} archives, which may hold the same events: say {wanted}")
+
+
+def _chosen(settings: "Settings", forwarder: str | None) -> "list[ForwarderSettings]":
+    """Archive forwarders, one of each path. Errors: Failed when there is none of that name."""
+    from forwarders.archive import Settings as ArchiveSettings
+
+    chosen = [
         each for each in settings.forwarders if isinstance(each.own, ArchiveSettings) and forwarder in (None, each.name)
     ]
     if not chosen:
         raise Failed(f"{forwarder}: no archive forwarder of that name" if forwarder else "no archive in the settings")
-    for own in {each.own.path: each.own for each in chosen}.values():
-        try:
-            yield own, open_store(own), Layout(own.layout)
-        except ValueError as exc:
-            raise Failed(str(exc)) from exc
+    return list({each.own.path: each for each in chosen}.values())
 
 
 def choice_of(patterns: tuple[str, ...], since: str | None, until: str | None) -> "Choice":
@@ -174,7 +186,7 @@ def ls(
 
 @archive.command()
 @click.argument("files", nargs=-1, metavar="[FILE]...")
-@choice_options
+@one_choice_options
 @click.option("--output", type=click.File("wb", lazy=True), default="-", help="Write there.", show_default=True)
 @settings_option
 def get(
@@ -189,6 +201,7 @@ def get(
     """Print events as JSON lines: of the FILEs, as `collector archive ls` names them, or of all that are chosen."""
     from collector.read_archive import copy_events
 
+    check_one_archive(settings, forwarder)
     choice = choice_of(patterns, since, until)
     left: list[str] = []
     for _, store, layout in archives(settings, forwarder):

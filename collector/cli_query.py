@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from collector.cli_archive import archives, choice_of, choice_options
+from collector.cli_archive import archives, check_one_archive, choice_of, one_choice_options
 from collector.cli_output import columns
 from collector.cli_settings import Failed, settings_option
 
@@ -34,7 +34,7 @@ def answer_options(*formats: str) -> Callable[[Callable[..., Any]], Callable[...
 
 @click.command()
 @click.argument("sql")
-@choice_options
+@one_choice_options
 @answer_options("table", "json", "csv", "parquet")
 @settings_option
 def query(
@@ -52,6 +52,7 @@ def query(
     Its columns: id, eventName, eventDate and receivedDate (ms), eventTime and eventHour (UTC), eventGranularity,
     source, payload and types (JSON: payload->>'$.user'). --event, --since and --until choose the files that are read.
     """
+    check_one_archive(settings, forwarder)
     with asking(settings, forwarder, patterns, since, until) as archive:
         give(archive, sql, form, output)
 

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from forwarders.archive_lines import without_halves
+
 PATH = "/rest/1.0/event"
 JSON_TYPE = "application/json"
 BATCH_BYTES = 1024 * 1024
@@ -67,7 +69,8 @@ class Results(msgspec.Struct):
 def documents(source: BinaryIO) -> Iterator[bytes]:
     """The events of JSON lines, of arrays, or of documents over many lines, each as the bytes it was written in.
 
-    Lines that are documents are not kept; from the first that is not, the rest is read at once.
+    Lines that are documents are not kept; from the first that is not, the rest is read at once. Half of a surrogate
+    pair is JSON, though no text: the collector refuses such an event, and takes those around it.
     Errors: NotJson.
     """
     for number, line in enumerate(source, 1):
@@ -245,6 +248,21 @@ def _detail(answer: Answer) -> str:
 
 
 def _elements(document: bytes) -> list[bytes]:
+    try:
+        return _split(document)
+    except msgspec.DecodeError:
+        mended = without_halves(document)  # as long as before
+        if mended == document:
+            raise
+    elements, at = [], 0
+    for each in _split(mended):
+        at = mended.index(each, at)  # nothing but whitespace and a comma stands between them
+        elements.append(document[at : at + len(each)])
+        at += len(each)
+    return elements
+
+
+def _split(document: bytes) -> list[bytes]:
     if document.lstrip()[:1] == b"[":
         return [bytes(each) for each in msgspec.json.decode(document, type=list[msgspec.Raw])]
     return [bytes(msgspec.json.decode(document, type=msgspec.Raw)).strip()]

@@ -18,7 +18,8 @@ import msgspec
 
 T = TypeVar("T")
 
-_URL_PASSWORD = re.compile(r"://(?!guest:guest@)[^/@:\s]*:[^/\s]+@")  # RabbitMQ's guest is no secret
+_GUEST = "://guest:guest@"  # RabbitMQ's default
+_URL_PASSWORD = re.compile(r"://(?!guest:guest@)[^/@:\s]*:[^/\s]+@")
 _URL_MAY_HOLD_PASSWORD = re.compile(r"(://[^/@:\s]*):\S*@")  # up to the last @: passwords are not always escaped
 _SECRET_KEY = re.compile(r"(^|_)(password|passwd|secret|token|api_key|access_key)$")
 _UNITS = {"bytes": "bytes", "s": "seconds", "ms": "milliseconds", "per_s": "a second"}
@@ -50,7 +51,7 @@ class Value:
 
 def redact(text: str) -> str:
     """``text`` with the passwords of the URLs in it replaced by ``***``, and what might be one."""
-    return _URL_MAY_HOLD_PASSWORD.sub(r"\1:***@", text)
+    return _URL_MAY_HOLD_PASSWORD.sub(lambda found: found[0] if found[0] == _GUEST else f"{found[1]}:***@", text)
 
 
 def has_password(value: object) -> bool:
@@ -159,7 +160,7 @@ def describe(hint: Any, key: str) -> str:
 
 
 def toml_value(value: object) -> str:
-    """``value`` as TOML. Errors: TypeError for what TOML cannot hold."""
+    """``value`` as TOML, without the keys of tables that have no value. Errors: TypeError for what TOML cannot hold."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
@@ -170,7 +171,8 @@ def toml_value(value: object) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(toml_value(each) for each in value) + "]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{toml_key(key)} = {toml_value(each)}" for key, each in value.items()) + "}"
+        given = (f"{toml_key(key)} = {toml_value(each)}" for key, each in value.items() if each is not None)
+        return "{" + ", ".join(given) + "}"
     if hasattr(value, "isoformat"):
         return str(value.isoformat())
     raise TypeError(f"{type(value).__name__} cannot be written as TOML")

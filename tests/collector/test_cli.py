@@ -170,6 +170,22 @@ def test_config_check_says_where_events_go(run: Run, config: Path) -> None:
 def test_what_config_show_prints_says_the_same_settings(run: Run, config: Path, tmp_path: Path) -> None:
     with config.open("a") as file:
         file.write('[events."a b"]\nfields = ["\\u0001"]\n[forwarders.influxdb.events."a b"]\ntags = ["t"]\n')
+        file.write("[forwarders.rabbitmq.consumers.x]\n")
+    shown = tmp_path / "shown.toml"
+    shown.write_text(run("config", "show").stdout)
+
+    original, again = load(config, {}), load(shown, {})
+    assert again == type(original)(**{**vars(original), "path": shown})
+
+
+EXAMPLES = Path(__file__).parents[2] / "etc"
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.rglob("*.toml")), ids=lambda path: str(path.relative_to(EXAMPLES)))
+def test_what_config_show_prints_of_an_example_says_the_same_settings(
+    run: Run, config: Path, example: Path, tmp_path: Path
+) -> None:
+    config.write_text(example.read_text())
     shown = tmp_path / "shown.toml"
     shown.write_text(run("config", "show").stdout)
 

@@ -5,6 +5,7 @@ import json
 import sys
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,26 @@ def test_the_command_prints_what_it_is_asked_for(run: Callable[..., Result], roo
     assert [each.split()[0] for each in as_table] == ["user", "anna"]
     assert "\x1b" not in commanding
     assert "\\x1b[2J" in commanding
+
+
+def test_of_several_archives_one_must_be_named(run: Callable[..., Result], root: Path, tmp_path: Path) -> None:
+    """Each of them has every event; by itself no command shows one twice."""
+    fill(root, "zstd", 0, PAYLOADS)
+    fill(root.with_name("second"), "none", 0, PAYLOADS)
+    run("config", "check")
+    with (tmp_path / "collector.toml").open("a") as file:
+        file.write(f'[forwarders.second]\ntype = "archive"\npath = "{tmp_path}/second"\n')
+    several = partial(CliRunner().invoke, cli)
+    config = ["--config", str(tmp_path / "collector.toml")]
+
+    for command in (["archive", "get"], ["query", "SELECT id FROM events", "--format", "csv"]):
+        refused = several([*config, *command])
+        one = several([*config, *command, "--forwarder", "second"])
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert "--forwarder archive or --forwarder second" in refused.stderr
+        assert (one.exit_code, one.stdout.count("abab-40-")) == (0, len(PAYLOADS))
+    counted = several([*config, "report", "events", "--format", "json"])
+    assert sum(each["events"] for each in json.loads(counted.stdout)) == len(PAYLOADS)
 
 
 def test_what_is_wrong_is_said_in_a_sentence(

@@ -80,6 +80,20 @@ def test_events_are_sent_byte_for_byte() -> None:
     assert list(documents(io.BytesIO(b'{"a":\n1}' + event))) == [b'{"a":\n1}', event]
 
 
+HALVES = [
+    b'{"eventName":"A","payload":{"t":"\\ud83d"}}',
+    b'{"eventName":"A","payload":{"\\udc00":"\\ud83d\\ude00\\\\ud83d"}}',
+    b'{"eventName":"A", "payload":["\\ud83d", 1]}',
+]
+
+
+@pytest.mark.parametrize(
+    "text", [b"\n".join([*HALVES, *EVENTS]), b"[" + b" ,\n".join([*HALVES, *EVENTS]) + b"]", b"".join(HALVES + EVENTS)]
+)
+def test_half_of_a_surrogate_pair_is_for_the_collector_to_judge(text: bytes) -> None:
+    assert list(documents(io.BytesIO(text))) == [*HALVES, *EVENTS]
+
+
 def test_lines_are_sent_before_the_next_ones_are_read() -> None:
     def endless() -> Iterator[bytes]:
         yield EVENTS[0]

@@ -351,6 +351,7 @@ def test_a_password_in_a_file_that_everyone_can_read_is_refused(tmp_path: Path) 
         ("mongodb://u:p@a:1,b:2/?x", "mongodb://u:***@a:1,b:2/?x"),
         ("x amqps://:p@h and y http://u:q@h", "x amqps://:***@h and y http://u:***@h"),
         ("amqp://user@host", "amqp://user@host"),
+        ("amqp://guest:guest@host amqp://guest:guest@x:p@h", "amqp://guest:guest@host amqp://guest:***@h"),
         ("amqp://u:p@ss/w@host/x", "amqp://u:***@host/x"),
         ("s3://bucket/a:b@c", "s3://bucket/a:b@c"),
     ],
