@@ -50,6 +50,9 @@ class Consumer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     message_ttl_s: Annotated[float, Meta(gt=0, le=4_000_000)] | None = None
 
 
+_DEFAULT = Consumer()
+
+
 @dataclass(frozen=True)
 class Exchange:
     """A durable exchange."""
@@ -196,7 +199,9 @@ def _in_words(arguments: Mapping[str, str | int]) -> str:
     return ", ".join([str(kind[1]), *(f"{key.removeprefix('x-')} {value}" for key, value in others)])
 
 
-def check_consumers(queue_type: QueueType, consumers: Mapping[str, Consumer], exchange: str) -> None:
+def check_consumers(
+    queue_type: QueueType, consumers: Mapping[str, Consumer], exchange: str, exchange_type: str
+) -> None:
     """ValueError for what no type can say."""
     names = [consumer.queue or name for name, consumer in consumers.items()]
     names += [f"{each}.dead" for each in names]
@@ -210,8 +215,17 @@ def check_consumers(queue_type: QueueType, consumers: Mapping[str, Consumer], ex
             raise ValueError(f'consumers.{name}.binding_keys: expected at least one, such as "#"')
         if exchange and consumer.dead_letter_exchange == exchange:
             raise ValueError(f"consumers.{name}.dead_letter_exchange: dead letters would come back to the queue")
-        if (consumer.queue_type or queue_type) != "quorum" and consumer.delivery_limit != Consumer().delivery_limit:
+        kind = consumer.queue_type or queue_type
+        if kind != "quorum" and consumer.delivery_limit != _DEFAULT.delivery_limit:
             raise ValueError(f"consumers.{name}.delivery_limit: only a quorum queue counts deliveries")
+        if exchange_type in ("fanout", "headers") and consumer.binding_keys != _DEFAULT.binding_keys:
+            raise ValueError(
+                f"consumers.{name}.binding_keys: an exchange of type {exchange_type} gives each queue every event, "
+                "whatever its keys"
+            )
+        for key in ("dead_letter_exchange", "message_ttl_s", "max_length") if kind == "stream" else ():
+            if getattr(consumer, key) and getattr(consumer, key) != getattr(_DEFAULT, key):
+                raise ValueError(f"consumers.{name}.{key}: a stream has none, only max_length_bytes")
 
 
 def explained(code: int, text: str) -> str:

@@ -47,6 +47,20 @@ class EventMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     integers: list[str] = []
 
 
+def check_mappings(mappings: Mapping[str, EventMapping]) -> None:
+    """ValueError for what no type can say: which of two things shall become of a key."""
+    for name, mapping in mappings.items():
+        for key in mapping.tags:
+            if key in mapping.drop:
+                raise ValueError(f"events.{name}: {key} is in tags and in drop")
+            if mapping.tags.count(key) > 1:
+                raise ValueError(f"events.{name}.tags: {key} is there twice")
+        targets = list(mapping.rename.values())
+        for target in targets:
+            if targets.count(target) > 1:
+                raise ValueError(f"events.{name}.rename: two keys would become {target}")
+
+
 class Plan:
     """How the events of one name (or of all others) become points, and what has been worked out about it so far.
 

@@ -89,7 +89,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_urls(self.url)
-        check_consumers(self.queue_type, self.consumers, self.exchange)
+        check_consumers(self.queue_type, self.consumers, self.exchange, self.exchange_type)
 
     @property
     def topology(self) -> Topology:

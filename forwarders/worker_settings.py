@@ -27,7 +27,8 @@ class WorkerSettings:
     ``batch_max_...``: as with forwarders. ``prefetch``: messages that the broker hands out ahead of their answers, all
     of which are in memory; None: twice ``batch_max_events``.
     ``hold_max_s``: for so long messages are kept from other workers while the destination is not available; then they
-    go back to the queue. RabbitMQ itself takes them back after its ``consumer_timeout`` (30 minutes), less politely.
+    go back to the queue. RabbitMQ itself takes them back after its ``consumer_timeout`` (30 minutes), less politely:
+    it is less than that.
     ``delivery_limit``: a message that was handed out so often and never answered goes to the dead letters; whole
     processes died of it. It takes a quorum queue to count that.
     ``metrics_bind``: where the worker answers ``/metrics`` and ``/healthcheck`` over HTTP, "" for nowhere.
@@ -45,7 +46,7 @@ class WorkerSettings:
     batch_max_bytes: Annotated[int, Meta(ge=1)] = 8 * 1024 * 1024
     batch_max_age_s: Annotated[float, Meta(ge=0)] = 1.0
     prefetch: Annotated[int, Meta(ge=1, le=PREFETCH_MAX)] | None = None
-    hold_max_s: Annotated[float, Meta(gt=0)] = 600.0
+    hold_max_s: Annotated[float, Meta(gt=0, lt=1800)] = 600.0
     delivery_limit: Annotated[int, Meta(ge=4, le=1000)] = 10
     connect_timeout_s: Annotated[float, Meta(gt=0)] = 10.0
     heartbeat_s: Annotated[int, Meta(ge=1, le=3600)] = 30

@@ -234,6 +234,14 @@ def test_every_error_is_listed_with_its_file_and_path(tmp_path: Path) -> None:
             'forwarders.archive = {path = "s3://x", credentials_file = "no/where"}',
             'forwarders.archive.credentials_file = "no/where": there is no such file',
         ),
+        (
+            'forwarders.rabbitmq = {queue_type = "stream", consumers = {c = {message_ttl_s = 1}}}',
+            "forwarders.rabbitmq: consumers.c.message_ttl_s: a stream has none, only max_length_bytes",
+        ),
+        (
+            "workers.mongodb.hold_max_s = 1800",  # RabbitMQ does not wait longer
+            "workers.mongodb.hold_max_s = 1800: expected a number of seconds, more than 0, less than 1800",
+        ),
         ("forwarders.spool = {}", "forwarders.spool: expected a name of a-z, 0-9, _ and -, other than spool"),
         ("forwarders = 3", "forwarders = 3: expected a table"),
         ("events.x = 3", "events.x = 3: expected a table"),

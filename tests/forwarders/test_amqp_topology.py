@@ -78,6 +78,12 @@ def test_the_default_exchange_is_neither_made_nor_bound() -> None:
         ({"consumers": {"a": Consumer(binding_keys=[])}}, "at least one"),
         ({"consumers": {"a": Consumer(dead_letter_exchange="events")}}, "would come back"),
         ({"consumers": {"a": Consumer(delivery_limit=3)}, "queue_type": "classic"}, "only a quorum queue"),
+        ({"consumers": {"a": Consumer(binding_keys=["A"])}, "exchange_type": "fanout"}, "a.binding_keys: an exchange"),
+        ({"consumers": {"a": Consumer(binding_keys=["A"])}, "exchange_type": "headers"}, "a.binding_keys: an exchange"),
+        ({"consumers": {"a": Consumer(dead_letter_exchange="x")}, "queue_type": "stream"}, "exchange: a stream has"),
+        ({"consumers": {"a": Consumer(queue_type="stream", message_ttl_s=1)}}, "message_ttl_s: a stream has none"),
+        ({"consumers": {"a": Consumer(queue_type="stream", max_length=1)}}, "max_length: a stream has none"),
+        ({"consumers": {"a": Consumer(queue_type="stream", delivery_limit=1)}}, "only a quorum queue"),
     ],
 )
 def test_what_cannot_be_is_refused_at_start(options: dict[str, Any], wrong: str) -> None:

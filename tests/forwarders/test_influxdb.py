@@ -693,6 +693,19 @@ def test_version_1_is_told_who_it_is_and_where_to_write(scripted: Scripted, tmp_
 # Settings
 
 
+@pytest.mark.parametrize(
+    ("mapping", "wrong"),
+    [
+        (EventMapping(tags=["a", "b"], drop=["b"]), "events.E: b is in tags and in drop"),
+        (EventMapping(tags=["a", "b", "a"]), "events.E.tags: a is there twice"),
+        (EventMapping(rename={"a": "x", "b": "y", "c": "x"}), "events.E.rename: two keys would become x"),
+    ],
+)
+def test_a_mapping_that_says_two_things_of_a_key_is_an_error(mapping: EventMapping, wrong: str) -> None:
+    with pytest.raises(ValueError, match=wrong):
+        Settings(events={"E": mapping})
+
+
 def test_settings_of_the_other_version_are_errors() -> None:
     for options in ({"api": "v1", "org": "o"}, {"username": "u"}, {"retention_policy": "p"}):
         with pytest.raises(ValueError, match="is not for api"):
