@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from collector.cli_settings import Failed, json_option, settings_option
+from collector.cli_settings import BadSettings, Failed, json_option, settings_option
 
 if TYPE_CHECKING:
     from collector.settings import Settings
@@ -23,9 +23,15 @@ def config() -> None:
 @config.command()
 @settings_option
 def check(settings: "Settings") -> None:
-    """Read the settings as every command does; exit 78 and a list when they will not do."""
+    """Read the settings as every command does, and make each forwarder; exit 78 and a list when they will not do."""
+    from collector.tables import toml_key
+    from collector.wiring import unusable
+
+    source = settings.path or "embedded default"
+    if wrong := [f"{source}: forwarders.{toml_key(name)}: {reason}" for name, reason in unusable(settings)]:
+        raise BadSettings("\n".join(wrong))
     goals = ", ".join(each.name for each in settings.forwarders) or "nowhere: no forwarder is configured"
-    click.echo(f"{settings.path or 'embedded default'}: good; events go to {goals}")
+    click.echo(f"{source}: good; events go to {goals}")
 
 
 @config.command()

@@ -16,12 +16,15 @@ from collector.gate import watermark
 from collector.metrics import FlusherCounters, forwarder_slot
 from collector.settings import FORWARDER_MODULES, ForwarderSettings, LogSettings, Settings
 from collector.spool_door import open_spool
+from collector.tables import redact
 from formats.event_json import EventJson
-from forwarders.contract import Forwarder
+from forwarders.contract import Forwarder, why_not_made
 from forwarders.flush_settings import Configured
 from forwarders.flusher import Flusher
 from forwarders.other_process import OtherProcess
 from spool.retention import Retention
+
+log = logging.getLogger(__name__)
 
 DAY_S = 86_400
 
@@ -61,6 +64,8 @@ def run_flusher(settings: Settings) -> int:
 
     directory = open_spool(settings.spool)
     flusher = build_flusher(settings)
+    for name, reason in unusable(settings):  # otherwise nobody would know before the first event
+        log.error("forwarder cannot be made", extra={"forwarder": name, "reason": reason})
 
     @contextlib.contextmanager
     def beside() -> Iterator[None]:
@@ -76,6 +81,20 @@ def run_flusher(settings: Settings) -> int:
         logging.shutdown()
         os._exit(code)
     return code
+
+
+def unusable(settings: Settings) -> Iterator[tuple[str, str]]:
+    """The forwarders that would stop at once, each with the reason. They are made, and connect to nothing.
+
+    No part of `load`: what they lack, the file of a secret or a variable, may be there for the service alone, which the
+    other commands do without; and a destination that lacks it closes no door.
+    """
+    to_json = event_json(settings)
+    for each in settings.forwarders:
+        try:
+            _maker(each, to_json, "check")().close()
+        except Exception as exc:  # noqa: BLE001  whatever it is, the forwarder's thread would end up there, too
+            yield each.name, redact(why_not_made(exc))
 
 
 def event_json(settings: Settings) -> EventJson:

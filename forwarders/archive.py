@@ -64,7 +64,7 @@ class Settings:
     compact_every_s: Annotated[float, Meta(ge=1)] = 600.0
 
     def __post_init__(self) -> None:
-        scheme, is_url, _ = self.path.partition("://")
+        scheme, is_url, rest = self.path.partition("://")
         if not self.path or (is_url and scheme not in SCHEMES):
             raise ValueError("path: expected a directory, s3://…, gs://…, az://… or webhdfs://…")
         if scheme == "webhdfs" and is_url:
@@ -74,6 +74,8 @@ class Settings:
                 raise ValueError("path: HDFS has its address here, and neither endpoint nor region")
         if self.format == "thrift" and self.compact != "off":
             raise ValueError('compact: expected format = "jsonl", in which events have ids')
+        if is_url and rest[:1] in ("", "/"):
+            raise ValueError(f"path: names no bucket or container: expected {scheme}://NAME or {scheme}://NAME/PREFIX")
         Layout(self.layout)
 
     @property

@@ -11,9 +11,12 @@ Any other exception is a bug in the forwarder, and the flusher looks for the eve
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from formats.event import Event
+
+#: What making a forwarder raises where its settings, a file that they name or a library will not do. Others are bugs.
+NOT_MADE: Final = (OSError, ValueError, ImportError)
 
 
 class Unavailable(Exception):
@@ -51,3 +54,10 @@ class Forwarder(Protocol):
     def send(self, batch: Sequence[Event]) -> None: ...
 
     def close(self) -> None: ...
+
+
+def why_not_made(exc: BaseException) -> str:
+    """What making a forwarder raised: as a sentence, or with the exception's name where that says more."""
+    if isinstance(exc, OSError) and exc.filename:
+        return f"{exc.filename}: {exc.strerror}"
+    return str(exc) if isinstance(exc, ValueError | ImportError) else f"{type(exc).__name__}: {exc}"

@@ -16,6 +16,7 @@ A request is for one client, so that many clients are many requests; up to ``con
 time, those of one client one after the other.
 """
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,7 @@ HOSTS: Final = {"global": "https://www.google-analytics.com", "eu": "https://reg
 COLLECT: Final = "/mp/collect"
 REASON_MAX_CHARS: Final = 300
 HEADERS: Final = {"Content-Type": "application/json"}
+_MEASUREMENT_ID: Final = re.compile("G-[A-Z0-9]+")
 
 #: What the flusher does by default for this forwarder: what may be counted twice after a kill.
 FLUSH_DEFAULTS: Final = {"batch_max_events": 1000}
@@ -75,6 +77,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.url:
             check_url(self.url, "the secret in api_secret_file")
+        if self.measurement_id and not _MEASUREMENT_ID.fullmatch(self.measurement_id):
+            raise ValueError("measurement_id: expected G- and capitals or digits, as in the data stream's details")
         if self.client_id_from and self.hmac_key_file is None:
             raise ValueError("client_id_from needs hmac_key_file")
         if self.event_id_param and (wrong := wrong_with_name(self.event_id_param)):

@@ -29,7 +29,7 @@ from typing import Any, Final
 import msgspec
 
 from formats.event import Event
-from forwarders.contract import Forwarder, Refused, Unavailable
+from forwarders.contract import Forwarder, Refused, Unavailable, why_not_made
 
 END_S: Final = 2.0
 STARTS: Final = 3
@@ -121,7 +121,7 @@ def serve(descriptor: int, prepare: Callable[[Any], Callable[[], Forwarder]]) ->
         except EOFError:
             return
         except Exception as exc:  # noqa: BLE001  the flusher says it, as of a forwarder in its own process
-            pipe.send_bytes(_encode(["failed", _text(f"{type(exc).__name__}: {exc}")]))
+            pipe.send_bytes(_encode(["failed", _text(why_not_made(exc))]))
             return
         try:
             pipe.send_bytes(_encode(["made", forwarder.identical_repeats]))

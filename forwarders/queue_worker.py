@@ -176,7 +176,7 @@ class QueueWorker:
             except Unavailable as exc:
                 wait = self._report.unavailable(exc)
             except NotMade as exc:
-                wait = self._report.failed("the forwarder cannot be made", exc.reason)
+                wait = self._report.cannot_be_made(exc.reason)
             if bug is not None:
                 failures += 1
                 wait = self._report.failed("a send", bug)
@@ -217,7 +217,7 @@ class QueueWorker:
             except Unavailable as exc:
                 wait = self._report.unavailable(exc)
             except NotMade as exc:
-                wait = self._report.failed("the forwarder cannot be made", exc.reason)
+                wait = self._report.cannot_be_made(exc.reason)
             except Exception as exc:  # noqa: BLE001  a bug, in the forwarder or set off by the event
                 wait = self._report.failed("a send", exc)
                 self._drop_forwarder()

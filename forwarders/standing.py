@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from forwarders.backoff import Backoff
-from forwarders.contract import Unavailable
+from forwarders.contract import NOT_MADE, Unavailable, why_not_made
+from forwarders.other_process import ProcessFailed
 from forwarders.status import ForwarderStatus, State, StatusFile
 from spool.switch import SwitchedOff
 
@@ -85,9 +86,11 @@ class Standing:
 
     def cannot_be_made(self, exc: Exception) -> float:
         """There is no forwarder to send with."""
-        reason = f"{type(exc).__name__}: {exc}"
+        reason = str(exc) if isinstance(exc, ProcessFailed) else why_not_made(exc)
         if self._is_news(reason):
-            log.error("forwarder cannot be made", extra={"forwarder": self._forwarder}, exc_info=exc)
+            bug = None if isinstance(exc, (*NOT_MADE, ProcessFailed)) else exc
+            extra = {"forwarder": self._forwarder, "reason": reason}
+            log.error("forwarder cannot be made", extra=extra, exc_info=bug)
         return self.stop("it cannot be made", reason)
 
     def stop(self, what: str, reason: str) -> float:

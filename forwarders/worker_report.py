@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final, Literal
 
 from forwarders.backoff import Backoff
-from forwarders.contract import Unavailable
+from forwarders.contract import NOT_MADE, Unavailable, why_not_made
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +78,18 @@ class WorkerReport:
             log.warning("destination is not available", extra={"worker": self._worker, "reason": exc.reason})
         return self._destination.failed(exc.retry_after_s)
 
+    def cannot_be_made(self, exc: Exception) -> float:
+        """There is no forwarder to send with; how long to wait."""
+        self.totals["failures"] += 1
+        reason = why_not_made(exc)
+        self._note(reason, "retrying")
+        if self._is_news(f"not made: {reason}"):
+            extra = {"worker": self._worker, "reason": reason}
+            log.error("forwarder cannot be made", extra=extra, exc_info=None if isinstance(exc, NOT_MADE) else exc)
+        return self._destination.failed()
+
     def failed(self, what: str, exc: Exception) -> float:
-        """A send ended unexpectedly, or there is no forwarder to send with; how long to wait."""
+        """A send ended unexpectedly; how long to wait."""
         self.totals["failures"] += 1
         self._note(f"{type(exc).__name__}: {exc}", "retrying")
         if self._is_news(f"{what} {type(exc).__name__}: {exc}"):

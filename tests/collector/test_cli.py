@@ -167,6 +167,46 @@ def test_config_check_says_where_events_go(run: Run, config: Path) -> None:
     assert (result.exit_code, result.stdout) == (0, f"{config}: good; events go to archive\n")
 
 
+UNUSABLE = """[forwarders.amplitude]
+[forwarders.google-analytics]
+[forwarders.influxdb]
+token_file = "{tmp}/no-token"
+[forwarders.mongodb]
+uri_file = "{tmp}"
+"""
+
+
+def test_config_check_names_the_forwarders_that_would_stop_at_once(run: Run, config: Path, tmp_path: Path) -> None:
+    with config.open("a") as file:
+        file.write(UNUSABLE.format(tmp=tmp_path))
+    result = run("config", "check")
+
+    assert (result.exit_code, result.stdout) == (78, "")
+    assert result.stderr.splitlines() == [
+        f"{config}: forwarders.amplitude: api_key: there is none: set api_key_file",
+        f"{config}: forwarders.google-analytics: measurement_id: there is none: it is in the data stream's details, "
+        "G- and some letters",
+        f"{config}: forwarders.influxdb: {tmp_path}/no-token: No such file or directory",
+        f"{config}: forwarders.mongodb: {tmp_path}: Is a directory",
+    ]
+    assert run("config", "show").exit_code == 0  # they are of no concern to other commands
+
+
+def test_a_flusher_that_starts_names_them_too_without_tracebacks(config: Path, tmp_path: Path) -> None:
+    with config.open("a") as file:
+        file.write(UNUSABLE.format(tmp=tmp_path))
+    SpoolDirectory.open(tmp_path / "spool")
+    command = [sys.executable, "-m", "collector", "--config", str(config), "flush"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as flusher:
+        assert flusher.stderr is not None
+        lines = [flusher.stderr.readline() for _ in range(4)]
+        flusher.terminate()
+
+    names = ("amplitude", "google-analytics", "influxdb", "mongodb")
+    for name, line in zip(names, lines, strict=True):
+        assert re.search(f"ERROR .*forwarder cannot be made.*forwarder={name} reason=", line), line
+
+
 def test_what_config_show_prints_says_the_same_settings(run: Run, config: Path, tmp_path: Path) -> None:
     with config.open("a") as file:
         file.write('[events."a b"]\nfields = ["\\u0001"]\n[forwarders.influxdb.events."a b"]\ntags = ["t"]\n')

@@ -222,6 +222,19 @@ def test_every_error_is_listed_with_its_file_and_path(tmp_path: Path) -> None:
             "forwarders.archive: path: HDFS has its address here, and neither endpoint nor region",
         ),
         (
+            'forwarders.archive.path = "s3://"',
+            "forwarders.archive: path: names no bucket or container: expected s3://NAME or s3://NAME/PREFIX",
+        ),
+        (
+            'forwarders.archive.path = "az:///prefix"',
+            "forwarders.archive: path: names no bucket or container: expected az://NAME or az://NAME/PREFIX",
+        ),
+        (
+            'forwarders.google-analytics.measurement_id = "UA-1"',
+            "forwarders.google-analytics: measurement_id: expected G- and capitals or digits, "
+            "as in the data stream's details",
+        ),
+        (
             'forwarders.archive.layout = "{name}/{year}"',
             "forwarders.archive: layout: expected {name}, {year}, {month}, {day}, {hour}, perhaps {minute}, "
             "in this order",

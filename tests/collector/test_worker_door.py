@@ -1,5 +1,6 @@
 """What an event worker answers at its ``metrics_bind``."""
 
+import errno
 import http.client
 import json
 import logging
@@ -98,3 +99,13 @@ def test_an_address_that_is_none_is_said_at_the_start(tmp_path: Path) -> None:
 
     with pytest.raises(SettingsError, match=r'workers.archive.metrics_bind = "9101": expected HOST:PORT'):
         load(tmp_path / "c.toml", {})
+
+
+def test_a_forwarder_that_cannot_be_made_is_said_once_as_a_sentence(caplog: pytest.LogCaptureFixture) -> None:
+    report = WorkerReport("archive")
+    for _ in range(2):
+        report.cannot_be_made(FileNotFoundError(errno.ENOENT, "No such file or directory", "/run/key"))
+
+    (said,) = caplog.records
+    assert (said.levelname, said.exc_info, vars(said)["reason"]) == ("ERROR", None, report.last_error)
+    assert report.last_error == "/run/key: No such file or directory"

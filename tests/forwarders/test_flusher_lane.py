@@ -367,7 +367,9 @@ def test_a_poisonous_event_alone_in_the_queue_is_quarantined_when_others_have_pa
     assert bench.figures["state"] == 0
 
 
-def test_a_forwarder_that_cannot_be_made_is_stopped_and_tried_again(bench: Bench) -> None:
+def test_a_forwarder_that_cannot_be_made_is_stopped_and_tried_again(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     def make() -> Forwarder:
         raise ImportError("No module named 'pika'")
 
@@ -379,7 +381,8 @@ def test_a_forwarder_that_cannot_be_made_is_stopped_and_tried_again(bench: Bench
     bench.work_for(STOPPED_S)
 
     assert status is not None
-    assert (status.state, status.reason) == ("stopped", "it cannot be made: ImportError: No module named 'pika'")
+    assert (status.state, status.reason) == ("stopped", "it cannot be made: No module named 'pika'")
+    assert not [each for each in caplog.records if each.exc_info]  # settings, not a bug
     assert bench.destination.ids == wanted
 
 
