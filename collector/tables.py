@@ -125,6 +125,8 @@ class Reader:
             variable = "COLLECTOR_" + path.upper().replace(".", "__").replace("-", "_")
             self.errors.append(f"{given.source}: {path}: secrets are not written here: set {variable} or {path}_file")
             return None
+        if self._found_inside(hint, path, given):
+            return None
         inside = ""
         for value in (given.value,) if given.text is None else (given.value, given.text):
             try:
@@ -134,6 +136,29 @@ class Reader:
         shown = dataclasses.replace(given, value="***") if is_secret(field) else given
         self.fail(path, shown, f"expected {describe(hint, field.name)}{inside}")
         return None
+
+    def _found_inside(self, hint: Any, path: str, given: Value) -> bool:
+        """Note what is wrong in a table of tables, each where it is; whether there was something."""
+        struct = get_args(hint)[1] if get_origin(hint) is dict else None
+        if not (isinstance(struct, type) and issubclass(struct, msgspec.Struct) and isinstance(given.value, Mapping)):
+            return False
+        before = len(self.errors)
+        hints = get_type_hints(struct, include_extras=True)
+        for name, table in given.value.items():
+            inner = f"{path}.{toml_key(name)}"
+            if not isinstance(table, Mapping):
+                self.fail(inner, dataclasses.replace(given, value=table), "expected a table")
+                continue
+            for key, value in table.items():
+                if key not in hints:
+                    self.errors.append(f"{given.source}: {inner}.{key}: no such setting")
+                    continue
+                try:
+                    msgspec.convert(value, hints[key], dec_hook=_path)
+                except msgspec.ValidationError:
+                    expected = f"expected {describe(hints[key], key)}"
+                    self.fail(f"{inner}.{key}", dataclasses.replace(given, value=value), expected)
+        return len(self.errors) > before
 
 
 def describe(hint: Any, key: str) -> str:

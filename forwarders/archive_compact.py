@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 Target = Literal["parquet", "jsonl"]
 
 _ORPHAN_S: Final = 86_400.0
+_OVERTAKEN: Final = "somebody else has just compacted it"
 _READ_BYTES: Final = 1 << 20
 
 
@@ -159,6 +160,16 @@ class Compactor:
     def _rewrite(
         self, directory: str, manifest: Manifest, sources: list[str], suffix: str, wanted: Callable[[bytes], bool]
     ) -> Compacted:
+        try:
+            return self._rewritten(directory, manifest, sources, suffix, wanted)
+        except FileNotFoundError:
+            if self.state(directory)[0].generation == manifest.generation:
+                raise
+            return Compacted(left=[f"{directory}: {_OVERTAKEN}"])
+
+    def _rewritten(
+        self, directory: str, manifest: Manifest, sources: list[str], suffix: str, wanted: Callable[[bytes], bool]
+    ) -> Compacted:
         done = Compacted()
         generation = manifest.generation + 1
         name = f"{COMPACTED}{generation:06}-{uuid.uuid4().hex[:16]}{suffix}"
@@ -198,7 +209,7 @@ class Compactor:
         )
         if not self._publish(directory, new):
             self._store.delete(f"{directory}/{each.name}" for each in made)
-            done.left.append(f"{directory}: somebody else has just compacted it")
+            done.left.append(f"{directory}: {_OVERTAKEN}")
             return done
         gone = [each.name for each in (*manifest.files, *parts)]
         _, names = self.state(directory)

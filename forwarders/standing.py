@@ -12,7 +12,7 @@ from typing import Final
 
 from forwarders.backoff import Backoff
 from forwarders.contract import NOT_MADE, Unavailable, why_not_made
-from forwarders.other_process import ProcessFailed
+from forwarders.other_process import ProcessDied, ProcessFailed
 from forwarders.status import ForwarderStatus, State, StatusFile
 from spool.switch import SwitchedOff
 
@@ -69,7 +69,11 @@ class Standing:
     def failed(self, exc: Exception) -> str:
         """A send ended unexpectedly; what to say of it."""
         reason = f"{type(exc).__name__}: {exc}"
-        if self._is_news(reason):
+        if not self._is_news(reason):
+            return reason
+        if isinstance(exc, ProcessDied):  # a traceback would be ours, and tell nothing of its end
+            log.warning("forwarder's process died", extra={"forwarder": self._forwarder, "reason": str(exc)})
+        else:
             log.error("forwarder fails unexpectedly", extra={"forwarder": self._forwarder}, exc_info=exc)
         return reason
 

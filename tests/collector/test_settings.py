@@ -429,10 +429,24 @@ def test_a_destinations_own_checks_and_missing_keys_are_settings_errors() -> Non
 
 
 def test_an_error_inside_a_nested_table_says_where(tmp_path: Path) -> None:
-    (error,) = errors_of(tmp_path, "[forwarders.influxdb.events.PageView]\ntags = 3")
-
-    assert error.startswith("collector.toml: forwarders.influxdb.events = {PageView = {tags = 3}}: expected a table")
-    assert error.endswith("(Expected array, got int - at $[...].tags)")
+    text = """
+        [forwarders.influxdb.events."Page View"]
+        tags = 3
+        colour = "red"
+        [forwarders.influxdb.events.Right]
+        tags = ["a"]
+        [forwarders.rabbitmq.consumers]
+        a = {max_length = 0}
+        b = {max_length = 1}
+        c = 3
+    """
+    wrong = "collector.toml: forwarders."
+    assert errors_of(tmp_path, text) == [
+        f'{wrong}influxdb.events."Page View".tags = 3: expected a list, each a text in quotes',
+        f'{wrong}influxdb.events."Page View".colour: no such setting',
+        f"{wrong}rabbitmq.consumers.a.max_length = 0: expected an integer, at least 1",
+        f"{wrong}rabbitmq.consumers.c = 3: expected a table",
+    ]
 
 
 def test_a_missing_client_library_is_an_advice_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

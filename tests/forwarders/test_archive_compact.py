@@ -248,6 +248,25 @@ def test_of_two_at_once_one_wins_and_nothing_is_doubled(tmp_path: Path) -> None:
     assert len(stored_in(store)) == 1
 
 
+def test_one_whose_files_another_has_compacted_away_says_so(tmp_path: Path) -> None:
+    class Meanwhile(LocalStore):
+        done = False
+
+        def fetched(self, name: str) -> AbstractContextManager[Path]:
+            if not self.done:
+                self.done = True
+                Compactor(LocalStore(tmp_path), exclusive=False).compact(DIRECTORY, stored_in(self), "jsonl")
+            return super().fetched(name)
+
+    send(tmp_path, *BATCHES)
+    store = Meanwhile(tmp_path)
+
+    slow = Compactor(store, exclusive=False).compact(DIRECTORY, stored_in(store), "jsonl")
+
+    assert slow.left == [f"{DIRECTORY}: somebody else has just compacted it"]
+    assert ids_in(store) == sorted(ids(EVENTS))
+
+
 def test_one_that_comes_back_after_its_generation_has_come_and_gone_changes_nothing(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     send(tmp_path, *BATCHES[:2])

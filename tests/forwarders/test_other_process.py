@@ -1,5 +1,6 @@
 """forwarders/other_process.py: a forwarder in a process of its own is a forwarder as any other."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -96,7 +97,9 @@ def test_an_event_that_kills_the_process_ends_in_quarantine_and_no_other(tmp_pat
     assert "ProcessDied: by signal 9" in item.description.error
 
 
-def test_a_process_that_was_killed_between_two_batches_is_started_again(tmp_path: Path, written: Path) -> None:
+def test_a_process_that_was_killed_between_two_batches_is_started_again(
+    tmp_path: Path, written: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     bench = Bench(tmp_path)
     made: list[OtherProcess] = []
 
@@ -114,6 +117,9 @@ def test_a_process_that_was_killed_between_two_batches_is_started_again(tmp_path
 
     assert [each for each in written.read_text().split() if each != "closed"] == first + second
     assert len(made) == 2
+    (said,) = [each for each in caplog.records if each.name == "forwarders.standing"]
+    assert (said.message, said.exc_info) == ("forwarder's process died", None)
+    assert (said.levelno, vars(said)["reason"]) == (logging.WARNING, "by signal 9")
 
 
 def test_the_process_goes_when_the_flusher_is_killed(tmp_path: Path) -> None:
