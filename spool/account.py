@@ -78,7 +78,7 @@ class Account:
                 before = self.done.pop(row.uuid, None)  # so that the order is that of the last rows
                 self.done[row.uuid] = row
                 # what was refused when it came before, and not this time, stays in quarantine
-                known = self._unclaim(row.uuid, down_to=row.outcome.quarantined)
+                known = self.unclaim(row.uuid, down_to=row.outcome.quarantined)
                 if before and (again := before.outcome.quarantined - row.outcome.quarantined - known) > 0:
                     self.folded_replays.add(again, Outcome(quarantined=again))
             case RowKind.TOTAL:
@@ -91,7 +91,7 @@ class Account:
                 self.ends.pop(row.uuid, None)
                 self.done.pop(row.uuid, None)  # of a version before this one
                 self.ends[row.uuid] = row
-                self._unclaim(row.uuid, down_to=row.outcome.quarantined)
+                self.unclaim(row.uuid, down_to=row.outcome.quarantined)
             case RowKind.LEFT:
                 if not self.has_left(row.uuid):
                     self.ends[row.uuid] = row
@@ -105,7 +105,15 @@ class Account:
             self.kept[uuid] = item
             self.refused.setdefault(item.segment, []).append(uuid)
 
-    def _unclaim(self, segment: bytes, *, down_to: int) -> int:
+    def has_left(self, item_uuid: bytes) -> bool:
+        """Whether an item has no place in quarantine any more, though its file may still be there."""
+        return item_uuid in self.ends or item_uuid in self.done
+
+    def replay_ended(self, item_uuid: bytes) -> bool:
+        """Whether a row says what became of the replay of an item here."""
+        return item_uuid in self.done or (item_uuid in self.ends and self.ends[item_uuid].kind == RowKind.REPLAY_ENDED)
+
+    def unclaim(self, segment: bytes, *, down_to: int) -> int:
         """Let the items of what was refused of a segment claim no more of its events; returns how many less."""
         items = [self.kept[uuid] for uuid in self.refused.get(segment, ())]
         surplus = left = max(0, sum(item.claimed for item in items) - down_to)
@@ -114,10 +122,6 @@ class Account:
             self.kept[item.uuid] = item._replace(claimed=item.claimed - less)
             left -= less
         return surplus
-
-    def has_left(self, item_uuid: bytes) -> bool:
-        """Whether an item has no place in quarantine any more, though its file may still be there."""
-        return item_uuid in self.ends or item_uuid in self.done
 
     def stock(self) -> Iterator[Held]:
         """The items that should be in quarantine, as far as there are rows of them."""

@@ -11,7 +11,8 @@ the disk took no rows: it is ``missing``.
 
 Quarantine is compared exactly: item by item with the rows of the ledger, so that what is wrong has a name, and the sum
 of all items with the sum of the accounts, which covers items from before there were such rows. While a segment waits,
-events of it may be there that do not count as refused yet: those of the batch that is being sent, or that comes again.
+events of it may be there of which its cursor does not say that they were refused: those of the batch that is being
+sent, or that comes again. They count as replayed until it does.
 """
 
 import os
@@ -148,8 +149,10 @@ def _look(directory: SpoolDirectory, forwarder: str) -> Balance:
         events = tally.total if events is None else events
         found.add(Sum(events, tally), replay=uuid in account.replays or LINK_SEPARATOR in name)
         found.pending += events - tally.total
+        account.unclaim(uuid, down_to=tally.quarantined)
         if events < tally.total:
             found.unbalanced.append(uuid.hex())
+    _add_parts(found, path, filter(item_of_link, names), tallies, account)
     for uuid, row in account.done.items():
         found.add(Sum(row.events, row.outcome), replay=uuid in account.replays)
         if row.events != row.outcome.total:
@@ -164,21 +167,21 @@ def _look(directory: SpoolDirectory, forwarder: str) -> Balance:
         if uuid not in queue and uuid not in account.done and uuid in account.handed:
             found.missing[uuid] = events
             found.add(Sum(events), replay=uuid in account.replays)
-    _add_parts(found, path, tallies, account)
     _compare(found, before, account, items, waiting=set(map(stem_of, names)))
     return found
 
 
-def _add_parts(found: Balance, path: Path, tallies: dict[str, Outcome], account: Account) -> None:
+def _add_parts(found: Balance, path: Path, links: Iterable[str], tallies: dict[str, Outcome], account: Account) -> None:
     """What has become of a part of an item, whose replay is under way; all of it is in quarantine still."""
-    for name, tally in tallies.items():
-        if item_of_link(name) and tally.total:
-            try:
-                uuid = read_seal(path / name).uuid
-            except OSError:
-                continue
-            if uuid and not account.has_left(uuid):
-                found.add(Sum(tally.total, tally), replay=True)
+    for name in links:
+        try:
+            uuid = read_seal(path / name).uuid
+        except OSError:
+            continue
+        if uuid and not account.replay_ended(uuid):
+            tally = NOTHING if account.has_left(uuid) else tallies.get(name, NOTHING)
+            found.add(Sum(tally.total, tally), replay=True)
+            account.unclaim(uuid, down_to=tally.quarantined)
 
 
 def _compare(

@@ -408,6 +408,33 @@ def test_the_rows_of_the_version_before_are_read_and_gone_on_with(bench: Bench, 
         assert columns(bench) == (9, 2, 7, 4, 0, 0)
 
 
+@pytest.mark.parametrize("what", ["dropped", "given away", "replayed"])
+@pytest.mark.parametrize("then", [take, refuse])
+def test_an_item_that_leaves_while_its_segment_waits_and_its_cursor_is_lost(
+    bench: Bench, other: Bench, what: str, then: object
+) -> None:
+    put(bench.directory, [event(n) for n in range(6)])
+    distribute(bench.directory, ["fake"], ledger=Ledger(bench.directory))
+    bench.destination.answer = refuse
+    bench.flush_with(batch_max_events=2)
+    bench.lane.step()
+    (item,) = bench.quarantine.items("fake")
+    if what == "dropped":
+        bench.quarantine.drop(item)
+    else:
+        bench.quarantine.replay(item, to="other" if what == "given away" else "fake")
+        other.work_for(2)
+    lose_the_cursor(bench)
+    found = look(bench)
+    assert found.ok, found
+    assert found.accepted + found.replayed == found.pending + found.outcome.total
+    bench.destination.answer = then  # type: ignore[assignment]
+    bench.work_for(4)
+    gone = {"dropped": 2, "given away": 2, "replayed": 0}[what]
+    figures(bench)
+    assert columns(bench)[-1] == gone
+
+
 def test_an_item_that_came_by_replays_is_missed_by_the_name_of_the_segment(bench: Bench) -> None:
     refused(bench)
     for _ in range(2):
