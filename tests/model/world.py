@@ -509,7 +509,7 @@ class World:
                 came = dead.for_all | dead.queued.get(name, set())
                 self.expected[name] |= self.wanted(name, came & self._acknowledged)
             else:
-                here = self.waiting_for_all() | self.queued(name) | self.quarantined(name)
+                here = self.queued(name) | self.quarantined(name)  # what waits for all is not for it: see `configure`
                 self.expected[name] -= self._owed(name) - here
         shutil.rmtree(dead.path)
         self.dead = None
