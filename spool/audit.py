@@ -74,6 +74,23 @@ class Balance:
         self.outcome = self.outcome.plus(what.outcome)
 
 
+class _Waiting(NamedTuple):
+    """A queue, also one that a process which died was about to drop: its segments by uuid, with their events."""
+
+    path: Path
+    names: list[str]
+    segments: dict[bytes, tuple[str, int | None]]
+    tallies: dict[str, Outcome]
+
+    @classmethod
+    def look(cls, path: Path, account: Account, instance: str) -> "_Waiting":
+        names = [name for name in os.listdir(path) if name.endswith(SEALED_SUFFIX)]
+        segments = _queue(path, names, account)
+        mark = read_mark(path / ".cursor", instance=instance)
+        tallies = {each.segment: each.tally._replace(unknown=0) for each in mark.ranges} if mark else {}
+        return cls(path, names, segments, tallies)
+
+
 class _InQuarantine(NamedTuple):
     name: str
     stem: str
@@ -133,26 +150,24 @@ def _settled(directory: SpoolDirectory, forwarder: str, sleep: Callable[[float],
 
 
 def _look(directory: SpoolDirectory, forwarder: str) -> Balance:
-    path = directory.queue_root / forwarder
     before = read_account(directory, forwarder)
     items = _items(directory, forwarder)
-    names = [name for name in os.listdir(path) if name.endswith(SEALED_SUFFIX)] if path.is_dir() else []
-    queue = _queue(path, names, before)
-    mark = read_mark(path / ".cursor", instance=directory.instance)
+    places = (directory.queue_root / forwarder, directory.forgotten(forwarder))
+    waiting = [_Waiting.look(path, before, directory.instance) for path in places if path.is_dir()]
     account = read_account(directory, forwarder)
-    tallies = {each.segment: each.tally._replace(unknown=0) for each in mark.ranges} if mark else {}
     found = Balance(forwarder, damaged_rows=account.damaged_rows)
-    for uuid, (name, events) in queue.items():
-        if uuid in account.done:
-            continue  # just being finished; or it came back after a crash, to be sent once more
-        tally = tallies.get(name, NOTHING)
-        events = tally.total if events is None else events
-        found.add(Sum(events, tally), replay=uuid in account.replays or LINK_SEPARATOR in name)
-        found.pending += events - tally.total
-        account.unclaim(uuid, down_to=tally.quarantined)
-        if events < tally.total:
-            found.unbalanced.append(uuid.hex())
-    _add_parts(found, path, filter(item_of_link, names), tallies, account)
+    for each in waiting:
+        for uuid, (name, events) in each.segments.items():
+            if uuid in account.done:
+                continue  # just being finished; or it came back after a crash, to be sent once more
+            tally = each.tallies.get(name, NOTHING)
+            events = tally.total if events is None else events
+            found.add(Sum(events, tally), replay=uuid in account.replays or LINK_SEPARATOR in name)
+            found.pending += events - tally.total
+            account.unclaim(uuid, down_to=tally.quarantined)
+            if events < tally.total:
+                found.unbalanced.append(uuid.hex())
+        _add_parts(found, each, account)
     for uuid, row in account.done.items():
         found.add(Sum(row.events, row.outcome), replay=uuid in account.replays)
         if row.events != row.outcome.total:
@@ -164,22 +179,22 @@ def _look(directory: SpoolDirectory, forwarder: str) -> Balance:
     found.add(account.folded, replay=False)
     found.add(account.folded_replays, replay=True)
     for uuid, events in before.handed.items():
-        if uuid not in queue and uuid not in account.done and uuid in account.handed:
+        if uuid not in account.done and uuid in account.handed and not any(uuid in each.segments for each in waiting):
             found.missing[uuid] = events
             found.add(Sum(events), replay=uuid in account.replays)
-    _compare(found, before, account, items, waiting=set(map(stem_of, names)))
+    _compare(found, before, account, items, waiting={stem_of(name) for each in waiting for name in each.names})
     return found
 
 
-def _add_parts(found: Balance, path: Path, links: Iterable[str], tallies: dict[str, Outcome], account: Account) -> None:
+def _add_parts(found: Balance, waiting: _Waiting, account: Account) -> None:
     """What has become of a part of an item, whose replay is under way; all of it is in quarantine still."""
-    for name in links:
+    for name in filter(item_of_link, waiting.names):
         try:
-            uuid = read_seal(path / name).uuid
+            uuid = read_seal(waiting.path / name).uuid
         except OSError:
             continue
         if uuid and not account.replay_ended(uuid):
-            tally = NOTHING if account.has_left(uuid) else tallies.get(name, NOTHING)
+            tally = NOTHING if account.has_left(uuid) else waiting.tallies.get(name, NOTHING)
             found.add(Sum(tally.total, tally), replay=True)
             account.unclaim(uuid, down_to=tally.quarantined)
 

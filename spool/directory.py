@@ -123,6 +123,10 @@ class SpoolDirectory:
         """The queue of a forwarder, made at first use."""
         return self._named(self.queue_root, forwarder)
 
+    def forgotten(self, forwarder: str) -> Path:
+        """Where a queue is while it is dropped (spool/forget.py). No forwarder's name begins with a dot."""
+        return self.queue_root / f".forget-{forwarder}"
+
     def quarantine(self, name: str) -> Path:
         """The quarantine of a forwarder, or of ``spool``, made at first use."""
         return self._named(self.quarantine_root, name)

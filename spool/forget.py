@@ -14,7 +14,6 @@ from spool.ledger import Ledger
 from spool.outcome import NOTHING, Outcome
 from spool.seal import read_seal
 
-_PREFIX: Final = ".forget-"  # no forwarder's name begins with a dot
 _AT_ONCE: Final = 1000
 _CURSOR: Final = ".cursor"
 
@@ -34,7 +33,7 @@ def forget(directory: SpoolDirectory, forwarder: str, *, dry_run: bool = False) 
 
     Why a rename first: nobody puts anything into a queue that has another name.
     """
-    queue, hidden = directory.queue_root / forwarder, directory.queue_root / f"{_PREFIX}{forwarder}"
+    queue, hidden = directory.queue_root / forwarder, directory.forgotten(forwarder)
     found = Forgotten()
     if hidden.is_dir():
         _drop(directory, forwarder, hidden, found, dry_run=dry_run)

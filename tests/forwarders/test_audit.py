@@ -1,5 +1,6 @@
 """Every event is accounted for, whatever happened on its way out."""
 
+import contextlib
 import itertools
 import random
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from forwarders.batch import Position
 from forwarders.contract import Refused, Unavailable
 from spool.audit import Balance, audit, not_handed_out, settle
 from spool.directory import SpoolDirectory
+from spool.forget import forget
 from spool.ledger import Ledger
 from spool.outcome import Outcome
 from spool.quarantine import RefusedRecord
@@ -182,6 +184,36 @@ def test_events_that_two_forwarders_refused_are_accounted_for_wherever_the_proce
         assert found.outcome == Outcome(forwarded=8, quarantined=3, skipped=2)
         assert len(bench.quarantined()) == len(set(bench.quarantined())) == 3
     assert next(spools) > 12
+
+
+def test_a_queue_whose_dropping_dies_anywhere_is_accounted_for_until_it_is_dropped_again(memory_path: Path) -> None:
+    spools = itertools.count()
+
+    def given() -> Bench:
+        bench = Bench(memory_path / str(next(spools)))
+        bench.flush_with(batch_max_events=3)
+        put(bench, [event(n) for n in range(5)], [event(n) for n in range(5)])
+        put(bench, [event(n) for n in range(5)])
+        taken = itertools.count()
+
+        def answer(_: Sequence[Event]) -> None:
+            if next(taken) == 2:
+                raise Unavailable("down")
+
+        bench.destination.answer = answer
+        bench.work_for(0.1)
+        return bench
+
+    for bench in dying_everywhere(given, lambda bench: forget(bench.directory, "fake")):
+        found = balance(bench.directory)
+        assert (found.ok, found.accepted) == (True, 15)
+        with contextlib.suppress(FileNotFoundError):
+            forget(bench.directory, "fake")
+
+        found = balance(bench.directory)
+        assert (found.ok, found.accepted, found.pending) == (True, 15, 0)
+        assert (found.outcome.forwarded, found.outcome.dropped) == (5, 10)
+    assert next(spools) > 6
 
 
 @pytest.mark.parametrize("seed", range(4))
