@@ -125,7 +125,8 @@ class Connection(asyncio.Protocol):
                 answer = None
             if answer is not None:
                 self._since = self._hub.now
-                self._answer(repeated.environ, *answer, True, True)
+                held, reply = answer  # not *answer, which is slower
+                self._answer(repeated.environ, held, reply, True, True)
                 return
             environ = repeated.environ_of(data)
             if environ is not None:

@@ -67,15 +67,11 @@ class RepeatedHead(ABC):
     def environ_of(self, data: bytes) -> Environ | None:
         """The environ of a request that differs in nothing else; None: let the parser see it."""
 
-    def _answer(self, shortcut: Shortcut, query: str, body: bytes) -> Answer | None:
-        held = shortcut.take(query, body)
-        if held is None:
-            return self._refuse() if not body or self._hub.unwanted(self.environ) is None else None
+    def _renew(self, shortcut: Shortcut) -> None:
+        """Make the reply of this second to what is taken."""
         replies = self._hub.replies
-        if self._date is not replies.date:
-            self._date = replies.date
-            self._reply, _ = replies.encode(self.environ, shortcut.status, shortcut.headers, shortcut.content, True)
-        return [held], self._reply
+        self._date = replies.date
+        self._reply, _ = replies.encode(self.environ, shortcut.status, shortcut.headers, shortcut.content, True)
 
     def _refuse(self) -> Answer | None:
         """The application's 503, while it takes nothing; None: it takes events, only not this request so."""
@@ -109,7 +105,14 @@ class RepeatedGet(RepeatedHead):
         if target is None:
             return None
         path, _, query = target.partition("?")
-        return self._answer(shortcut, query, b"") if path == self._path else None
+        if path != self._path:
+            return None
+        held = shortcut.take(query, b"")
+        if held is None:
+            return self._refuse()
+        if self._date is not self._hub.replies.date:
+            self._renew(shortcut)
+        return [held], self._reply
 
     def environ_of(self, data: bytes) -> Environ | None:
         """See `RepeatedHead.environ_of`."""
@@ -152,7 +155,12 @@ class RepeatedPost(RepeatedHead):
         length = str(len(body))
         if length != self.environ["CONTENT_LENGTH"]:
             self.environ = {**self.environ, "CONTENT_LENGTH": length}
-        return self._answer(shortcut, "", body)
+        held = shortcut.take("", body)
+        if held is None:
+            return self._refuse() if self._hub.unwanted(self.environ) is None else None
+        if self._date is not self._hub.replies.date:
+            self._renew(shortcut)
+        return [held], self._reply
 
     def environ_of(self, data: bytes) -> Environ | None:
         """See `RepeatedHead.environ_of`."""
