@@ -124,6 +124,8 @@ class Plan:
                 out.append(f"{prefix}{value},")
             elif kind is bool:
                 out.append(f"{prefix}true," if value else f"{prefix}false,")
+            elif kind is list:
+                out.append(f"{prefix}{field_text(value)[0]},")  # its key stays as it is
             else:
                 return self._careful(values)
         if changed:

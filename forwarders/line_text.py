@@ -121,7 +121,10 @@ def _as_text(value: object) -> str:
     """Arrays and deep objects as JSON, bytes as base64, moments as ISO 8601."""
     if isinstance(value, bytes | datetime):
         return str(msgspec.to_builtins(value))
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_as_text)
+    return _json(value)
+
+
+_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_as_text).encode
 
 
 def tag_text(value: object) -> str:
