@@ -106,19 +106,23 @@ class RunningCollector:
 
 def stored_events(spool: Path) -> list[Event]:
     """Every event in a spool's segments, open ones included, each id once, in order of arrival."""
-    found: dict[str, Event] = {}
+    found = {event.id: event for record in stored_records(spool) for event in events_of(record)}
+    return list(found.values())
+
+
+def stored_records(spool: Path) -> list[Record]:
+    """Every record in a spool's segments; those of a segment that moves meanwhile may come twice."""
     while True:
+        found: list[Record] = []
         # in the order in which a segment goes through them, or one that moves meanwhile would be in none
         paths = [*spool.glob("_open/*.open"), *spool.glob("_spool/*.seg"), *spool.glob("_queue/*/*.seg")]
         try:
             for path in sorted(paths, key=lambda each: each.name):
                 with SegmentReader(path) as reader:
-                    for record in reader.records():
-                        if isinstance(record, Record):
-                            found.update((event.id, event) for event in events_of(record))
+                    found += [record for record in reader.records() if isinstance(record, Record)]
         except FileNotFoundError:  # sealed or finished meanwhile
             continue
-        return list(found.values())
+        return found
 
 
 def events_of(record: Record) -> list[Event]:
