@@ -107,10 +107,10 @@ def test_on_a_slow_disk_answers_wait_for_one_or_two_syncs_and_share_them(
     tmp_path: Path, full: bool, seen: Callable[..., None]
 ) -> None:
     """Of clients that are connected already."""
-    clients, delay_s = 16, 0.25
+    clients, delay_s = 16, 0.2
     options = ("-e", "trace=fdatasync", "-e", f"inject=fdatasync:delay_enter={int(delay_s * 1e6)}")
     with quick(tmp_path) as collector, Load(collector.port, clients) as load:
-        load.wait_for(202, 10 * clients)
+        load.wait_for(202, 2 * clients)
         with traced(worker_of(collector), tmp_path / "calls", *options) as log:
             before, _ = load.statuses[202], load.seconds.clear()
             load.wait_for(202, clients * (30 if full else 3), 60)
