@@ -1,6 +1,6 @@
 """What is replayed, in whatever way and however often, is in the accounts as it is in the queues and in quarantine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -92,6 +92,15 @@ def die_before_the_cursor(bench: Bench) -> None:
             bench.work_for(2)
 
 
+def come_back(bench: Bench, then: Callable[[Sequence[Event]], None]) -> int:
+    """Start again with settings by which the destination answers otherwise; how many of the three it takes now."""
+    assert look(bench).ok
+    bench.destination.answer = then
+    bench.start()
+    bench.work_for(3)
+    return {take: 3, refuse_odd: 2, refuse: 0}[then]
+
+
 def lose_the_cursor(bench: Bench) -> None:
     bench.lane.close()
     (bench.queue / ".cursor").unlink()
@@ -162,7 +171,7 @@ def test_a_stretch_of_the_past_replayed_twice_and_refused_twice(bench: Bench) ->
 @pytest.mark.parametrize("then", [take, refuse])
 @pytest.mark.parametrize("person", ["nobody", "replay", "drop", "other"])
 def test_a_batch_that_was_refused_and_not_acknowledged_before_a_kill(
-    bench: Bench, other: Bench, person: str, then: object
+    bench: Bench, other: Bench, person: str, then: Callable[[Sequence[Event]], None]
 ) -> None:
     """Its item is in quarantine and in no account yet; then it comes again, or does not."""
     bench.destination.answer = refuse
@@ -201,7 +210,7 @@ def test_a_batch_that_was_refused_and_not_acknowledged_before_a_kill(
 
 
 @pytest.mark.parametrize("then", [take, refuse])
-def test_a_segment_that_comes_back_after_it_was_finished(bench: Bench, then: object) -> None:
+def test_a_segment_that_comes_back_after_it_was_finished(bench: Bench, then: Callable[[Sequence[Event]], None]) -> None:
     """As after a power cut, or where it was handed out twice because of a kill."""
     put(bench.directory, [event(n) for n in range(3)])
     distribute(bench.directory, ["fake"], ledger=Ledger(bench.directory), retain=True)
@@ -223,7 +232,7 @@ def test_a_segment_that_comes_back_after_it_was_finished(bench: Bench, then: obj
 @pytest.mark.parametrize("before", [0, 2])
 @pytest.mark.parametrize("then", [take, refuse_odd, refuse])
 def test_a_batch_of_which_the_ledger_says_that_it_was_refused_and_not_the_cursor(
-    bench: Bench, before: int, then: object
+    bench: Bench, before: int, then: Callable[[Sequence[Event]], None]
 ) -> None:
     """Killed in between, and started again with settings by which the destination takes some of it, or all."""
     put(bench.directory, [event(n, "odd" if n % 2 else "e") for n in range(before + 3)])
@@ -234,12 +243,8 @@ def test_a_batch_of_which_the_ledger_says_that_it_was_refused_and_not_the_cursor
         bench.lane.step()
         bench.flush_with(batch_max_events=3)
     die_before_the_cursor(bench)
-    assert look(bench).ok
-    bench.destination.answer = then  # type: ignore[assignment]
-    bench.start()
-    bench.work_for(2)
 
-    again = {take: 3, refuse_odd: 2, refuse: 0}[then]  # type: ignore[index]
+    again = come_back(bench, then)
     assert columns(bench) == (before + 3, again, again, before + 3, 0, 0)
     bench.destination.answer = take
     for item in bench.quarantine.items("fake"):
@@ -251,7 +256,7 @@ def test_a_batch_of_which_the_ledger_says_that_it_was_refused_and_not_the_cursor
 @pytest.mark.parametrize("what", ["an item", "another's item", "the past"])
 @pytest.mark.parametrize("then", [take, refuse_odd, refuse])
 def test_a_replay_of_which_the_ledger_says_that_it_was_refused_and_not_the_cursor(
-    bench: Bench, other: Bench, what: str, then: object
+    bench: Bench, other: Bench, what: str, then: Callable[[Sequence[Event]], None]
 ) -> None:
     put(bench.directory, [event(n, "odd" if n % 2 else "e") for n in range(3)])
     distribute(bench.directory, ["fake"], ledger=Ledger(bench.directory), retain=True)
@@ -267,12 +272,8 @@ def test_a_replay_of_which_the_ledger_says_that_it_was_refused_and_not_the_curso
         bench.quarantine.replay(item, to=one.name)
     one.destination.answer = refuse
     die_before_the_cursor(one)
-    assert look(one).ok
-    one.destination.answer = then  # type: ignore[assignment]
-    one.start()
-    one.work_for(3)
 
-    again = {take: 3, refuse_odd: 2, refuse: 0}[then]  # type: ignore[index]
+    again = come_back(one, then)
     expected = {"an item": (3, again, again, 3), "another's item": (0, 3 + again, again, 3)}
     assert columns(one) == (*expected.get(what, (3, 3 + again, 3 + again, 3)), 0, 0)
     account = read_account(one.directory, one.name)
@@ -411,7 +412,7 @@ def test_the_rows_of_the_version_before_are_read_and_gone_on_with(bench: Bench, 
 @pytest.mark.parametrize("what", ["dropped", "given away", "replayed"])
 @pytest.mark.parametrize("then", [take, refuse])
 def test_an_item_that_leaves_while_its_segment_waits_and_its_cursor_is_lost(
-    bench: Bench, other: Bench, what: str, then: object
+    bench: Bench, other: Bench, what: str, then: Callable[[Sequence[Event]], None]
 ) -> None:
     put(bench.directory, [event(n) for n in range(6)])
     distribute(bench.directory, ["fake"], ledger=Ledger(bench.directory))
