@@ -343,19 +343,22 @@ def test_a_client_that_does_not_read_its_replies_stops_nobody(listener: RunningL
     question = call("getStatusDetails")
     flood = (struct.pack(">i", len(question)) + question) * 2000
     with listener.client() as deaf, listener.client() as other:
+        deaf.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.socket.setblocking(False)
-        sent = -1
-        while sent != 0:  # nothing goes any more, even after a while
-            sent = send_all_there_is_room_for(deaf, flood)
+        sent, before = 0, -1
+        while sent != before:  # until nothing goes any more, even after a while
+            before = sent
+            sent += send_all_there_is_room_for(deaf, flood, sent % len(flood))
             time.sleep(0.2)
         assert other.log(("Other", "x")) == OK
 
 
-def send_all_there_is_room_for(client: ScribeClient, flood: bytes) -> int:
+def send_all_there_is_room_for(client: ScribeClient, flood: bytes, at: int) -> int:
+    """Send ``flood`` again and again, from ``at`` of it on; how many bytes have gone."""
     sent = 0
     try:
         while True:
-            sent += client.socket.send(flood)
+            sent += client.socket.send(flood[(at + sent) % len(flood) :])
     except BlockingIOError:
         return sent
 
