@@ -252,18 +252,19 @@ class Quarantine:
 
     def drop(self, item: Item) -> int | None:
         """Delete an item for good, and stop its replays; returns how many events were in it. Errors: OSError."""
-        if item.kind == "events":
-            self._enter_drop(item)
-        for forwarder in self._directory.queues():
-            queue = self._directory.queue_root / forwarder
-            with contextlib.suppress(FileNotFoundError):
-                (queue / item.link).unlink()
-                fsync_directory(queue)
-        _remove(item.path)
+        with contextlib.closing(Ledger(self._directory)) as ledger:  # a full disk may take the rows only at the end
+            if item.kind == "events":
+                self._enter_drop(item, ledger)
+            for forwarder in self._directory.queues():
+                queue = self._directory.queue_root / forwarder
+                with contextlib.suppress(FileNotFoundError):
+                    (queue / item.link).unlink()
+                    fsync_directory(queue)
+            _remove(item.path)
         log.warning("quarantined item dropped", extra={"item": item.name, "events": item.description.events})
         return item.description.events
 
-    def _enter_drop(self, item: Item) -> None:
+    def _enter_drop(self, item: Item, ledger: Ledger) -> None:
         try:
             uuid, events = read_seal(item.path)
         except FileNotFoundError:
@@ -271,7 +272,6 @@ class Quarantine:
         events = events if item.description.events is None else item.description.events
         if not uuid or not events:
             return
-        ledger = Ledger(self._directory)
         ledger.left(item.owner, uuid, events)
         for forwarder in self._directory.queues():  # a part of it may have been replayed
             path = self._directory.queue_root / forwarder / item.link
@@ -279,7 +279,6 @@ class Quarantine:
             if done.total:
                 outcome = done.plus(Outcome(dropped=max(0, events - done.total)))
                 ledger.replay_ended(forwarder, item.owner, uuid, events, outcome)
-        ledger.close()
 
     def _tally(self, link: Path) -> Outcome:
         """What has become of the events of a replay, as the cursor of its queue says."""

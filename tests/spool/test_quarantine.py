@@ -11,7 +11,10 @@ from dying import dying_everywhere
 from made_segments import NS, UUID, segment_bytes, write_segment
 from small_disks import fill
 
+from spool.audit import audit
 from spool.directory import SpoolDirectory, segment_stem
+from spool.ledger import Ledger, ledger_path
+from spool.outcome import ROW_BYTES
 from spool.quarantine import Item, Quarantine, QuarantineError, RefusedRecord
 from spool.queue import Queue, distribute
 from spool.reader import Damage, Record, SegmentReader
@@ -512,6 +515,23 @@ def test_with_no_room_at_all_nothing_counts_as_kept(small_disk: Path) -> None:
     assert quarantine.add_events("influxdb", SEGMENT, refused(5), reason="refused").new == 1
     assert quarantine.add_bytes(SEGMENT, 64, 67, [b"one"], reason="damaged")
     assert all_events(quarantine) == [3, 5]
+
+
+def test_what_is_dropped_on_a_full_disk_is_accounted_for(small_disk: Path) -> None:
+    directory = SpoolDirectory.open(small_disk / "spool")
+    kept = Quarantine(directory).add_events("influxdb", SEGMENT, refused(3, 5), reason="refused")
+    ledger = Ledger(directory)
+    ledger.kept("influxdb", [each._replace(claimed=0) for each in kept.items])
+    while ledger_path(directory, "influxdb").stat().st_size % 4096 < 4096 - ROW_BYTES:
+        ledger.left("influxdb", bytes(16), 0)  # of nothing
+    ledger.close()
+    fill(small_disk)
+
+    quarantine = Quarantine(directory)
+    assert quarantine.drop(quarantine.items()[0]) == 2
+
+    (found,) = audit(directory, looks=1)
+    assert (found.ok, found.outcome.dropped) == (True, 2)
 
 
 def test_an_item_whose_replay_ended_on_a_failing_disk_leaves_quarantine_later(
