@@ -158,8 +158,9 @@ def _look(directory: SpoolDirectory, forwarder: str) -> Balance:
     found = Balance(forwarder, damaged_rows=account.damaged_rows)
     for each in waiting:
         for uuid, (name, events) in each.segments.items():
-            if uuid in account.done:
-                continue  # just being finished; or it came back after a crash, to be sent once more
+            if uuid in account.done:  # just being finished; or it came back, to be sent once more
+                account.unclaim(uuid, down_to=account.done[uuid].outcome.quarantined)
+                continue
             tally = each.tallies.get(name, NOTHING)
             events = tally.total if events is None else events
             found.add(Sum(events, tally), replay=uuid in account.replays or LINK_SEPARATOR in name)
@@ -193,7 +194,10 @@ def _add_parts(found: Balance, waiting: _Waiting, account: Account) -> None:
             uuid = read_seal(waiting.path / name).uuid
         except OSError:
             continue
-        if uuid and not account.replay_ended(uuid):
+        if uuid and account.replay_ended(uuid):  # just being finished; or it came back, as above
+            row = account.done.get(uuid) or account.ends[uuid]
+            account.unclaim(uuid, down_to=row.outcome.quarantined)
+        elif uuid:
             tally = NOTHING if account.has_left(uuid) else waiting.tallies.get(name, NOTHING)
             found.add(Sum(tally.total, tally), replay=True)
             account.unclaim(uuid, down_to=tally.quarantined)

@@ -436,6 +436,70 @@ def test_an_item_that_leaves_while_its_segment_waits_and_its_cursor_is_lost(
     assert columns(bench)[-1] == gone
 
 
+@pytest.mark.parametrize("what", ["stays", "dropped", "given away", "replayed"])
+@pytest.mark.parametrize("then", [take, refuse])
+def test_an_item_of_a_segment_that_was_finished_before_and_is_under_way_again(
+    bench: Bench, other: Bench, what: str, then: Callable[[Sequence[Event]], None]
+) -> None:
+    put(bench.directory, [event(n) for n in range(6)])
+    distribute(bench.directory, ["fake"], ledger=Ledger(bench.directory), retain=True)
+    (segment,) = bench.segments()
+    bench.work_for(2)
+    assert columns(bench) == (6, 0, 6, 0, 0, 0)
+    segment.hardlink_to(next(bench.directory.retain.glob("*.seg")))
+    lose_the_cursor(bench)
+    bench.destination.answer = refuse
+    bench.flush_with(batch_max_events=2)
+    bench.lane.step()
+    (item,) = bench.quarantine.items("fake")
+    if what == "dropped":
+        bench.quarantine.drop(item)
+    elif what != "stays":
+        bench.destination.answer = take
+        bench.quarantine.replay(item, to="other" if what == "given away" else "fake")
+        (other if what == "given away" else bench).lane.step()
+    found = look(bench)
+    assert found.ok, found
+    assert found.accepted + found.replayed == found.pending + found.outcome.total
+    assert min(found.outcome) >= 0
+
+    bench.destination.answer = then  # type: ignore[assignment]
+    bench.work_for(5)
+    assert columns(bench)[-1] == (2 if what in ("dropped", "given away") else 0)
+
+
+@pytest.mark.parametrize("first", [take, refuse])
+def test_an_item_of_a_replay_that_was_finished_before_and_is_under_way_again(
+    bench: Bench, first: Callable[[Sequence[Event]], None]
+) -> None:
+    """As after a power cut."""
+    refused(bench, 6)
+    (item,) = bench.quarantine.items("fake")
+    bench.quarantine.replay(item)
+    (link,) = bench.segments()
+    kept = bench.directory.tmp / "kept"
+    kept.hardlink_to(link)
+    bench.destination.answer = first
+    bench.work_for(2)
+    for again in bench.quarantine.items("fake"):
+        bench.quarantine.drop(again)
+    item.path.hardlink_to(kept)
+    link.hardlink_to(kept)
+    lose_the_cursor(bench)
+    bench.destination.answer = refuse
+    bench.flush_with(batch_max_events=2)
+    bench.lane.step()
+    (new,) = [each for each in bench.quarantine.items("fake") if not each.queued]
+    bench.quarantine.drop(new)
+    found = look(bench)
+    assert found.ok, found
+    assert min(found.outcome) >= 0
+
+    bench.destination.answer = take
+    bench.work_for(4)
+    figures(bench)
+
+
 def test_an_item_that_came_by_replays_is_missed_by_the_name_of_the_segment(bench: Bench) -> None:
     refused(bench)
     for _ in range(2):
