@@ -1,5 +1,5 @@
 #!/usr/bin/env -S sh -c '"${0%/*}/environment" && exec "${0%/*}/../.venv/bin/python" "$0" "$@"'
-"""How a long backlog and a large quarantine weigh: start and memory of a flusher, and the rate of a replay.
+"""How a long backlog, a large quarantine and a crash weigh: start and memory of a flusher, replay and recovery.
 
     scripts/backlog.py segments [--count 50000]   a spool with so many sealed segments: seconds until the flusher has
                                                   sent the first batch, and its memory beside that with an empty spool
@@ -7,6 +7,8 @@
                                                   events a second through `collector flush --once` from the queue, and
                                                   from quarantine by a replay, when a destination has refused all of
                                                   them; --bytes: so much of quarantine, nearly
+    scripts/backlog.py recover [--bytes 1G]       seconds of `collector spool recover` for so much in segments of dead
+                                                  processes, in records of 300 bytes
 
 Prints one JSON object. Makes a spool and an archive in a temporary directory (--base), removes both.
 """
@@ -33,11 +35,14 @@ from forwarders.flush_settings import Configured, FlushSettings
 from forwarders.flusher import Flusher
 from spool.directory import SpoolDirectory, segment_stem
 from spool.quarantine import Quarantine
-from spool.record import Entry, RecordType
+from spool.record import RECORD_HEADER_BYTES, Entry, RecordType
 from spool.segment import encode_segment
 
 NOW_MS = 1_790_000_000_000
 SEGMENT_EVENTS = 20_000
+SEGMENT_BYTES = 16 * 1024 * 1024
+SEAL_BYTES = RECORD_HEADER_BYTES + 8
+ORPHAN_RECORD_BYTES = 300
 EVENT_BYTES, RECORD_BYTES = 281, 89  # in quarantine
 PAYLOAD = b'{"user":"somebody","page":"/a/path/of/a/shop","text":"' + b"x" * 200 + b'"}'
 
@@ -200,6 +205,22 @@ def replay(events: int, per_request: int, to: str, base: Path | None) -> dict[st
     }  # fmt: skip
 
 
+def recover(size: int, base: Path | None) -> dict[str, object]:
+    """The figures of ``recover``."""
+    payload = bytes(ORPHAN_RECORD_BYTES - RECORD_HEADER_BYTES)  # recovery decodes none
+    with place(base) as where:
+        for n in range(max(1, size // SEGMENT_BYTES)):
+            name, data = sealed([(payload, 1)] * (SEGMENT_BYTES // ORPHAN_RECORD_BYTES), NOW_MS + n)
+            (where.directory.opened / name).with_suffix(".open").write_bytes(data[:-SEAL_BYTES])
+        size = sum(path.stat().st_size for path in where.directory.opened.iterdir())
+        os.sync()
+        began = time.monotonic()
+        subprocess.run(where.command("spool", "recover"), check=True, capture_output=True, env=environment())
+        took = time.monotonic() - began
+        assert not any(where.directory.opened.iterdir())
+    return {"bytes": size, "seconds": round(took, 2), "seconds_per_gb": round(took / size * 1e9, 2)}
+
+
 def us(seconds: float, events: int) -> float:
     """Microseconds an event."""
     return round(seconds / events * 1e6, 2)
@@ -220,7 +241,7 @@ def amount(text: str) -> int:
 
 
 def main() -> None:
-    """Run one of the two."""
+    """Run one of the three."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, help="make the spool below this directory")
     parts = parser.add_subparsers(dest="part", required=True)
@@ -230,9 +251,12 @@ def main() -> None:
     again.add_argument("--bytes", type=amount, help="so much of quarantine, nearly: 300M, 1G")
     again.add_argument("--per-request", type=int, default=1, help="events of a request")
     again.add_argument("--to", choices=("archive", "nothing"), default="archive", help="nothing: it costs nothing")
+    parts.add_parser("recover").add_argument("--bytes", type=amount, default=10**9)
     given = parser.parse_args()
     if given.part == "segments":
         report = segments(given.count, given.base)
+    elif given.part == "recover":
+        report = recover(given.bytes, given.base)
     else:
         per_event = EVENT_BYTES + RECORD_BYTES // given.per_request
         events = given.bytes // per_event if given.bytes else given.events
