@@ -9,7 +9,7 @@ from typing import Final
 
 from spool.cursor import read_mark
 from spool.directory import SEALED_SUFFIX, SpoolDirectory, fsync_directory
-from spool.item import item_of_link
+from spool.item import LINK_SEPARATOR, item_of_link
 from spool.ledger import Ledger
 from spool.outcome import NOTHING, Outcome
 from spool.seal import read_seal
@@ -60,7 +60,7 @@ def _drop(directory: SpoolDirectory, forwarder: str, place: Path, found: Forgott
     ledger = Ledger(directory)
     names = iter(sorted(name for name in os.listdir(place) if name.endswith(SEALED_SUFFIX)))
     while some := list(islice(names, _AT_ONCE)):
-        ends, parts = [], []
+        ends, parts, replays = [], [], []
         for name in some:
             found.segments += 1
             uuid, events = read_seal(place / name)
@@ -72,8 +72,11 @@ def _drop(directory: SpoolDirectory, forwarder: str, place: Path, found: Forgott
             events = tally.total if events is None else events
             found.events += max(0, events - tally.total)
             if uuid is not None:
+                if LINK_SEPARATOR in name:  # whoever queued the replay may have died before saying so
+                    replays.append((uuid, events))
                 ends.append((uuid, events, tally.plus(Outcome(dropped=max(0, events - tally.total)))))
         if not dry_run:
+            ledger.handed(forwarder, replays, replay=True)
             ledger.add_all(forwarder, ends)
             for part in parts:
                 ledger.replayed(forwarder, *part)

@@ -1,5 +1,6 @@
 """What is replayed, in whatever way and however often, is in the accounts as it is in the queues and in quarantine."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from spool.outcome import Held, Outcome, Row, RowKind
 from spool.quarantine import RefusedRecord
 from spool.queue import distribute
 from spool.record import Origin
+from tests.spool.dying import dying_everywhere
 
 
 class Died(BaseException):
@@ -498,6 +500,29 @@ def test_an_item_of_a_replay_that_was_finished_before_and_is_under_way_again(
     bench.destination.answer = take
     bench.work_for(4)
     figures(bench)
+
+
+def test_a_replay_whose_queueing_dies_anywhere_is_no_more_accepted_when_its_queue_is_forgotten(
+    memory_path: Path,
+) -> None:
+    spools = itertools.count()
+
+    def given() -> Bench:
+        bench = Bench(memory_path / str(next(spools)))
+        put(bench.directory, [event(n) for n in range(3)])
+        distribute(bench.directory, ["fake"], ledger=Ledger(bench.directory), retain=True)
+        bench.work_for(2)
+        return bench
+
+    def replay(bench: Bench) -> None:
+        one = Replay(bench.directory, "fake", Wanted(), names=Names(["*"]))
+        one.run(one.sources())
+
+    for bench in dying_everywhere(given, replay):
+        queued = 3 * len(bench.segments())
+        forget(bench.directory, "fake")
+        assert columns(bench) == (3, queued, 3, 0, 0, queued)
+    assert next(spools) > 5
 
 
 def test_an_item_that_came_by_replays_is_missed_by_the_name_of_the_segment(bench: Bench) -> None:
