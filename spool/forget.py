@@ -10,7 +10,7 @@ from typing import Final
 from spool.cursor import read_mark
 from spool.directory import SEALED_SUFFIX, SpoolDirectory, fsync_directory
 from spool.item import LINK_SEPARATOR, item_of_link
-from spool.ledger import Ledger
+from spool.ledger import Ledger, read_account
 from spool.outcome import NOTHING, Outcome
 from spool.seal import read_seal
 
@@ -57,7 +57,7 @@ def _part_of(item_uuid: bytes, place: Path) -> bytes:
 def _drop(directory: SpoolDirectory, forwarder: str, place: Path, found: Forgotten, *, dry_run: bool) -> None:
     mark = read_mark(place / _CURSOR, instance=directory.instance)
     tallies = {each.segment: each.tally for each in mark.ranges} if mark else {}
-    ledger = Ledger(directory)
+    ledger, account = Ledger(directory), read_account(directory, forwarder)
     names = iter(sorted(name for name in os.listdir(place) if name.endswith(SEALED_SUFFIX)))
     while some := list(islice(names, _AT_ONCE)):
         ends, parts, replays = [], [], []
@@ -66,7 +66,8 @@ def _drop(directory: SpoolDirectory, forwarder: str, place: Path, found: Forgott
             uuid, events = read_seal(place / name)
             tally = tallies.get(name, NOTHING)._replace(unknown=0)
             if item_of_link(name):  # its events are in quarantine, and stay there
-                if uuid is not None and tally.total:
+                told = uuid is not None and account.replay_ended(uuid) and tally.total == events
+                if uuid is not None and tally.total and not told:
                     parts.append((_part_of(uuid, place), tally.total, tally))
                 continue
             events = tally.total if events is None else events

@@ -525,6 +525,32 @@ def test_a_replay_whose_queueing_dies_anywhere_is_no_more_accepted_when_its_queu
     assert next(spools) > 5
 
 
+@pytest.mark.parametrize("whose", ["own", "another's"])
+def test_a_replay_that_ended_in_the_ledger_only_counts_once_when_its_queue_is_forgotten(
+    bench: Bench, other: Bench, whose: str
+) -> None:
+    refused(bench)
+    (item,) = bench.quarantine.items("fake")
+    at = bench if whose == "own" else other
+    at.quarantine.replay(item, to=at.name)
+    at.destination.answer = refuse
+
+    def die(*_: object) -> None:
+        raise Died
+
+    at.lane._queue.finish = die  # type: ignore[method-assign, assignment]
+    with pytest.raises(Died):
+        at.work_for(2)
+    forget(bench.directory, at.name)
+
+    found = look(bench)  # what a process that was killed has left
+    assert (found.quarantine_off_by, events_of(found.unknown_items)) == (0, {item.name: 3})
+    bench.quarantine.drop(item)
+    assert columns(bench) == ((3, 0, 0, 3, 0, 0) if whose == "own" else (3, 0, 0, 0, 0, 3))
+    if whose != "own":
+        assert columns(other) == (0, 3, 0, 3, 0, 0)
+
+
 def test_an_item_that_came_by_replays_is_missed_by_the_name_of_the_segment(bench: Bench) -> None:
     refused(bench)
     for _ in range(2):
