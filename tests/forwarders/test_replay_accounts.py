@@ -381,8 +381,9 @@ def test_the_rows_of_the_version_before_are_read_and_gone_on_with(bench: Bench, 
     payloads = [encode_envelope("json", 1, [event(n)]) for n in range(2)]
     refused = [RefusedRecord(Origin(bytes(16), 100 * n, (0,)), each, 1, 0) for n, each in enumerate(payloads)]
     uuids = [uuid4().bytes for _ in range(4)]
-    for uuid, record in zip(uuids, refused if rest != "brought" else [*refused, *refused], strict=False):
-        name = f"20260101T000000.000000Z-{bytes(16).hex()}.{record.origin.offset}-{uuid[0]}"
+    there = refused if rest != "brought" else [*refused, *refused]
+    for number, (uuid, record) in enumerate(zip(uuids, there, strict=False)):
+        name = f"20260101T000000.000000Z-{bytes(16).hex()}.{record.origin.offset}-{100 + number}"
         data = encode_item([record], uuid=uuid, created_ns=1, key=None)
         (bench.directory.quarantine("fake") / f"{name}.seg").write_bytes(data)
     rows = [
