@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @config_option
-@click.version_option(collector.__version__, prog_name="collector")
+@click.version_option(collector.__version__ + " (compiled)" * collector.is_compiled(), prog_name="collector")
 def cli(config: Path | None) -> None:
     """Collects events over HTTP, keeps them on disk, and forwards them."""
 

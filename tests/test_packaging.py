@@ -22,7 +22,7 @@ PACKAGES = ("collector", "formats", "forwarders", "spool")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
     """The wheel of this tree, built in a copy so that nothing is left in it."""
     base = tmp_path_factory.mktemp("wheel")
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, base)
     for name in (*PACKAGES, "tests"):
         shutil.copytree(ROOT / name, base / name, ignore=shutil.ignore_patterns("__pycache__"))
