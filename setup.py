@@ -1,8 +1,8 @@
 """What setup.cfg cannot say: which modules mypyc compiles to C when EVENT_COLLECTOR_COMPILE is 1. Else none is.
 
-They stay Python, and do the same either way. All are what a single request passes through. Not among them is what works
-through large bodies or batches, since compiled code lets no other thread run before it is done, nor the spool, which
-would gain a fiftieth of a request.
+They stay Python, and do the same either way. All are what a single request passes through, or an event on its way to
+InfluxDB. Not among them is what works through large bodies or batches, since compiled code lets no other thread run
+before it is done, nor the spool, which would gain a fiftieth of a request.
 """
 
 import os
@@ -23,6 +23,9 @@ COMPILED = (
     "formats/event_names.py",
     "formats/pixel.py",
     "formats/times.py",
+    "forwarders/line_plan.py",
+    "forwarders/line_protocol.py",
+    "forwarders/line_text.py",
 )
 
 

@@ -38,7 +38,7 @@ from forwarders.http_endpoint import NoReply, Reply, check_url
 from forwarders.influx_endpoint import WriteEndpoint
 from forwarders.influx_reply import REASON_MAX_CHARS, Rejection, RetentionFailed, judge
 from forwarders.influx_v1 import DAY_S, WriteEndpointV1
-from forwarders.line_plan import EventMapping, check_mappings
+from forwarders.line_mapping import EventMapping, check_mappings
 from forwarders.line_protocol import LineShaper
 from forwarders.secrets import read_secret
 from forwarders.tag_guard import TagGuard

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any, Final
 
-import msgspec
-
 from formats.event import Event
+from forwarders.line_mapping import EventMapping
 from forwarders.line_text import (
     SURELY_A_FLOAT,
     SURELY_SHORT,
     Unwritable,
+    array_text,
     escaped,
     field_text,
     free_key,
@@ -28,37 +28,6 @@ OTHER_NAMES: Final = "other"
 SERIES_MAX_BYTES: Final = 65_535  # measurement and tags, as the server counts them
 
 _REMEMBERED: Final = 10_000
-
-
-class EventMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``[forwarders.influxdb.events.NAME]``: how the events of one name become points.
-
-    ``measurement``: its own instead of the forwarder's. ``tags``: payload keys that become tags, and only such as have
-    few values: the server indexes every combination. ``fields``: the only keys that become fields; empty: all of them.
-    ``drop``: keys that are left out. ``rename``: key to new key. ``integers``: keys whose numbers are written as
-    integers of 64 bits, not as floats. Keys are those of the flattened payload (``a_b``).
-    """
-
-    measurement: str = ""
-    tags: list[str] = []
-    fields: list[str] = []
-    drop: list[str] = []
-    rename: dict[str, str] = {}
-    integers: list[str] = []
-
-
-def check_mappings(mappings: Mapping[str, EventMapping]) -> None:
-    """ValueError for what no type can say: which of two things shall become of a key."""
-    for name, mapping in mappings.items():
-        for key in mapping.tags:
-            if key in mapping.drop:
-                raise ValueError(f"events.{name}: {key} is in tags and in drop")
-            if mapping.tags.count(key) > 1:
-                raise ValueError(f"events.{name}.tags: {key} is there twice")
-        targets = list(mapping.rename.values())
-        for target in targets:
-            if targets.count(target) > 1:
-                raise ValueError(f"events.{name}.rename: two keys would become {target}")
 
 
 class Plan:
@@ -125,7 +94,7 @@ class Plan:
             elif kind is bool:
                 out.append(f"{prefix}true," if value else f"{prefix}false,")
             elif kind is list:
-                out.append(f"{prefix}{field_text(value)[0]},")  # its key stays as it is
+                out.append(f"{prefix}{quoted(array_text(value))},")
             else:
                 return self._careful(values)
         if changed:

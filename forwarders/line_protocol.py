@@ -33,7 +33,8 @@ from typing import Any, Final
 from zlib import crc32
 
 from formats.event import Event
-from forwarders.line_plan import EventMapping, Plan
+from forwarders.line_mapping import EventMapping
+from forwarders.line_plan import Plan
 from forwarders.line_text import Unwritable, flatten
 from forwarders.tag_guard import TagGuard
 

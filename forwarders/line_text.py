@@ -9,7 +9,7 @@ import re
 from collections.abc import Container, Mapping
 from datetime import datetime
 from math import inf, isfinite
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -121,10 +121,22 @@ def _as_text(value: object) -> str:
     """Arrays and deep objects as JSON, bytes as base64, moments as ISO 8601."""
     if isinstance(value, bytes | datetime):
         return str(msgspec.to_builtins(value))
-    return _json(value)
+    return array_text(value) if isinstance(value, list) else _json(value)
+
+
+def array_text(values: list[Any]) -> str:
+    """An array as JSON text."""
+    if _SAME_IN_BOTH.issuperset(map(type, values)):
+        try:
+            return _quick_json(values).decode()
+        except UnicodeEncodeError:  # half of a surrogate pair
+            pass
+    return _json(values)
 
 
 _json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_as_text).encode
+_quick_json: Final = msgspec.json.Encoder().encode  # a fifth of the time, other texts for some numbers
+_SAME_IN_BOTH: Final = frozenset((str, int, bool))
 
 
 def tag_text(value: object) -> str:

@@ -24,7 +24,7 @@ from formats.event import Event, Granularity, PayloadKind
 from formats.event_json import EventJson
 from forwarders.contract import Refused, Unavailable
 from forwarders.influxdb import InfluxForwarder, Settings, from_settings
-from forwarders.line_plan import EventMapping
+from forwarders.line_mapping import EventMapping
 from forwarders.line_protocol import offset_ns
 from tests.services.certificates import make_certificate
 from tests.services.child import wait_until

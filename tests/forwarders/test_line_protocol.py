@@ -1,5 +1,6 @@
 """Events as lines: a table of texts, and what a real server gives back of any event."""
 
+import json
 import urllib.error
 import urllib.request
 import uuid
@@ -12,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from formats.event import Event, Granularity, PayloadKind
-from forwarders.line_plan import EventMapping
+from forwarders.line_mapping import EventMapping
 from forwarders.line_protocol import FLATTEN_DEPTH, LineShaper, offset_ns
-from forwarders.line_text import STRING_MAX_BYTES, Unwritable
+from forwarders.line_text import STRING_MAX_BYTES, Unwritable, array_text
 from forwarders.tag_guard import TagGuard
 from tests.services.influx import Influx
 
@@ -217,6 +218,13 @@ names = (plain_text | awkward_text).filter(lambda name: name and not name.endswi
 
 
 # Tags with too many values
+
+
+@given(
+    st.lists(st.text() | st.text(st.characters(categories=["Cs", "Cc"])) | st.integers() | st.booleans() | st.floats())
+)
+def test_an_array_is_the_json_that_pythons_own_encoder_writes(values: list[Any]) -> None:
+    assert array_text(values) == json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
 
 def lines_of(shaper: LineShaper, *events: tuple[str, dict[str, Any]]) -> list[str]:
