@@ -109,9 +109,10 @@ class Account:
         """Whether an item has no place in quarantine any more, though its file may still be there."""
         return item_uuid in self.ends or item_uuid in self.done
 
-    def replay_ended(self, item_uuid: bytes) -> bool:
-        """Whether a row says what became of the replay of an item here."""
-        return item_uuid in self.done or (item_uuid in self.ends and self.ends[item_uuid].kind == RowKind.REPLAY_ENDED)
+    def end_of_replay(self, item_uuid: bytes) -> Row | None:
+        """The row that says what became of the replay of an item here, if there is one."""
+        row = self.done.get(item_uuid) or self.ends.get(item_uuid)
+        return row if row and row.kind in (RowKind.DONE, RowKind.REPLAY_ENDED) else None
 
     def unclaim(self, segment: bytes, *, down_to: int) -> int:
         """Let the items of what was refused of a segment claim no more of its events; returns how many less."""

@@ -194,9 +194,8 @@ def _add_parts(found: Balance, waiting: _Waiting, account: Account) -> None:
             uuid = read_seal(waiting.path / name).uuid
         except OSError:
             continue
-        if uuid and account.replay_ended(uuid):  # just being finished; or it came back, as above
-            row = account.done.get(uuid) or account.ends[uuid]
-            account.unclaim(uuid, down_to=row.outcome.quarantined)
+        if uuid and (end := account.end_of_replay(uuid)):  # just being finished; or it came back, as above
+            account.unclaim(uuid, down_to=end.outcome.quarantined)
         elif uuid:
             tally = NOTHING if account.has_left(uuid) else waiting.tallies.get(name, NOTHING)
             found.add(Sum(tally.total, tally), replay=True)

@@ -66,7 +66,7 @@ def _drop(directory: SpoolDirectory, forwarder: str, place: Path, found: Forgott
             uuid, events = read_seal(place / name)
             tally = tallies.get(name, NOTHING)._replace(unknown=0)
             if item_of_link(name):  # its events are in quarantine, and stay there
-                told = uuid is not None and account.replay_ended(uuid) and tally.total == events
+                told = uuid is not None and account.end_of_replay(uuid) and tally.total == events
                 if uuid is not None and tally.total and not told:
                     parts.append((_part_of(uuid, place), tally.total, tally))
                 continue
