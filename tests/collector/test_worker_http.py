@@ -631,7 +631,7 @@ def test_slow_headers_are_408(impatient: Server) -> None:
         assert client.is_closed()
 
 
-def test_headers_that_drip_are_408_too(impatient: Server) -> None:
+def test_headers_that_drip_are_cut_off_too(impatient: Server) -> None:
     with impatient.client() as client:
         client.send(b"GET / HTTP/1.1\r\nA: ")
         wait_until(lambda: _is_cut_off(client, b"b"), what="the connection is closed")
