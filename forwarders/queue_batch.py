@@ -16,15 +16,17 @@ _MS_PER_S: Final = 1000
 class QueueBatch:
     """``events`` of the ``messages``; ``size`` is bytes of bodies. It is acknowledged as a whole, up to ``last_tag``.
 
-    ``delivery_limit``: a message that came back so often is not even read.
+    ``delivery_limit``: a message that came back so often is not even read. ``max_events``: only a message that alone
+    has more makes a larger batch.
     """
 
-    def __init__(self, reader: EventReader, delivery_limit: int) -> None:
+    def __init__(self, reader: EventReader, delivery_limit: int, max_events: int) -> None:
         self.messages: list[Delivered] = []
         self.events: list[Event] = []
         self.size = 0
         self._reader = reader
         self._delivery_limit = delivery_limit
+        self._max_events = max_events
         self._ends: list[int] = []  # of each message: events up to here
         self._unread: list[DeadLetter] = []
 
@@ -33,10 +35,11 @@ class QueueBatch:
         """The tag of the last message."""
         return self.messages[-1].tag
 
-    def add(self, message: Delivered, now_ms: int) -> None:
-        """Take a message in. ``now_ms`` counts for one that does not say when it was sent."""
-        self.messages.append(message)
-        self.size += len(message.body)
+    def add(self, message: Delivered, now_ms: int) -> bool:
+        """Take a message in, if there is room for its events: False leaves the batch as it was.
+
+        ``now_ms`` counts for a message that does not say when it was sent.
+        """
         if message.returns >= self._delivery_limit:
             reason = f"it was handed out {message.returns} times, and nobody answered"
             self._unread.append(DeadLetter(message, "delivery-limit", reason))
@@ -44,10 +47,17 @@ class QueueBatch:
             sent_s = message.properties.timestamp
             sent_ms = sent_s * _MS_PER_S if isinstance(sent_s, int) else now_ms
             try:
-                self.events += self._reader.read(message.body, message.properties.content_type or "", sent_ms)
+                events = self._reader.read(message.body, message.properties.content_type or "", sent_ms)
             except FormatError as exc:
                 self._unread.append(DeadLetter(message, "unreadable", exc.reason))
+            else:
+                if self.messages and len(self.events) + len(events) > self._max_events:
+                    return False
+                self.events += events
+        self.messages.append(message)
+        self.size += len(message.body)
         self._ends.append(len(self.events))
+        return True
 
     def dead_letters(self, delivery: Delivery, to_json: EventJson) -> list[DeadLetter]:
         """What must be put away before the batch is acknowledged."""

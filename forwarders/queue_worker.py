@@ -128,7 +128,7 @@ class QueueWorker:
     def _fill(self, consumer: Consumer) -> QueueBatch:
         """The next batch; empty when the worker is to end. Errors: Lost."""
         settings = self._settings
-        batch = QueueBatch(self._reader, settings.delivery_limit)
+        batch = QueueBatch(self._reader, settings.delivery_limit, settings.batch_max_events)
         until = 0.0
         while not self._stop.is_set() and len(batch.messages) < consumer.limit:
             left = until - self._monotonic() if batch.messages else _LOOK_UP_S
@@ -143,7 +143,9 @@ class QueueWorker:
                 break
             if not batch.messages:
                 until = self._monotonic() + settings.batch_max_age_s
-            batch.add(message, self._wall_ns() // 1_000_000)
+            if not batch.add(message, self._wall_ns() // 1_000_000):
+                consumer.put_back(message)
+                break
             if suspect:
                 break
             consumer.widen()

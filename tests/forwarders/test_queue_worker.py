@@ -126,6 +126,19 @@ def test_all_messages_are_delivered_in_order_and_then_acknowledged(rabbit: Rabbi
     assert is_empty(rabbit, queue)
 
 
+def test_only_a_message_that_alone_has_more_makes_a_batch_larger_than_allowed(rabbit: Rabbit, queue: str) -> None:
+    sizes = [30, 30, 30, 30, 150, 30, 60, 10, 1]
+    numbers = iter(range(sum(sizes)))
+    publish(rabbit, queue, [b"[%b]" % b",".join(event_body(next(numbers)) for _ in range(size)) for size in sizes])
+    destination = Scripted()
+    with working(rabbit.url, queue, destination, batch_max_events=100, batch_max_age_s=5):
+        wait_for(destination, sum(sizes))
+
+    assert destination.taken == list(range(sum(sizes)))
+    assert [len(batch) for batch in destination.batches] == [90, 30, 150, 100, 1]
+    assert is_empty(rabbit, queue)
+
+
 @pytest.mark.parametrize("form", ["json", "msgpack"])
 def test_what_the_collector_publishes_for_consumers_arrives(rabbit: Rabbit, form: Literal["json", "msgpack"]) -> None:
     """Into a queue with the limits and dead letters that it makes; every kind of event, one a message and several."""
