@@ -20,6 +20,7 @@ from collector.http_parser import BAD_REQUEST, SLICE_BYTES, Refusal, RequestPars
 from collector.hub import Hub
 from collector.repeated_head import RepeatedHead, remember
 from collector.replies import CONTINUE, UNAVAILABLE
+from collector.unread import has_unread
 
 log = logging.getLogger(__name__)
 
@@ -94,19 +95,21 @@ class Connection(asyncio.Protocol):
         self._write_paused = False
         self._resume()
 
-    def is_quiet(self, for_s: float = 0.0) -> bool:
-        """Between two requests, nothing left to send, and that for a while."""
+    def is_quiet(self) -> bool:
+        """Between two requests, and nothing left to send."""
         return (
             self._phase == IDLE
             and not (self._busy or self.closing or self._unfed or self.replies or self._parser.ready)
             and self._transport.get_write_buffer_size() == 0
-            and self._hub.now - self._since >= for_s
         )
 
-    def close(self) -> None:
-        """Close when everything written has gone."""
-        if self._transport is not None:
-            self._transport.close()
+    def close_quiet(self, for_s: float) -> None:
+        """Close, if it has been quiet for so long."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if self.is_quiet() and self._hub.now - self._since >= for_s and self._is_silent():
+            transport.close()
 
     def abort(self) -> None:
         """Drop the connection at once."""
@@ -331,12 +334,17 @@ class Connection(asyncio.Protocol):
         elif self._busy or self.closing:
             return
         elif self._phase == IDLE:
-            if waited > limits.idle_timeout_s:
+            if waited > limits.idle_timeout_s and self._is_silent():
                 self._transport.close()
             elif waited > REPEATED_IDLE_S:
                 self._repeated = None
         elif self._phase == HEAD:
-            if waited > limits.header_timeout_s:
+            if waited > limits.header_timeout_s and self._is_silent():
                 self._refuse(Refusal(TIMEOUT, "the headers came too slowly"))
-        elif waited > limits.body_timeout_s + self._parser.body_bytes / limits.body_min_bytes_per_s:
-            self._refuse(Refusal(TIMEOUT, "the body came too slowly"))
+        else:
+            body_timeout_s = limits.body_timeout_s + self._parser.body_bytes / limits.body_min_bytes_per_s
+            if waited > body_timeout_s and self._is_silent():
+                self._refuse(Refusal(TIMEOUT, "the body came too slowly"))
+
+    def _is_silent(self) -> bool:
+        return not has_unread(self._transport)

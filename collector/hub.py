@@ -293,8 +293,7 @@ class Hub:
     def close_quiet(self, for_s: float) -> None:
         """Close the connections that have been between two requests for so long; no request is under way there."""
         for connection in tuple(self.connections):
-            if connection.is_quiet(for_s):
-                connection.close()
+            connection.close_quiet(for_s)
 
     def check_timeouts(self) -> None:
         """One pass over all connections, about once a second: cheaper than a timer for each request."""

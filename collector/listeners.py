@@ -12,6 +12,8 @@ No connection is lost by that in normal operation:
 * A worker that ends first steers new connections away from its own socket (a socket filter that chooses the
   first of the group, which is the inherited one), goes on accepting for `DRAIN_S` because a handshake that began
   before may still be under way, takes what waits in the queue, and only then closes it.
+* Workers that end together undo each other's steering for a moment. So for the last `HANDSHAKE_S` no handshake begins
+  on the own socket: a client whose first packet is dropped sends it again, a second later, and meets the others.
 * Only connections that wait in the own queue of a worker that is killed are reset.
 
 gunicorn's own ``reuse_port`` gives the master no socket at all: what waits for a worker that ends is then lost,
@@ -36,16 +38,28 @@ from collector.environ import Environ, server_environ
 log = logging.getLogger(__name__)
 
 DRAIN_S = 0.5
+HANDSHAKE_S = 0.1
 TLS_GOODBYE_S = 1.0  # for the client's close_notify; many never send it, and an idle one must not hold up the end
-CHOOSE_FIRST = struct.pack("HBBI", 0x06, 0, 0, 0)  # struct sock_filter: return 0, an index in the group
-SO_ATTACH_REUSEPORT_CBPF = 51  # Linux; the module socket does not know them
+_INSTRUCTION = "HBBI"  # struct sock_filter
+CHOOSE_FIRST = struct.pack(_INSTRUCTION, 0x06, 0, 0, 0)  # return 0, an index in the group
+DROP_SYN = b"".join(
+    struct.pack(_INSTRUCTION, *instruction)
+    for instruction in (
+        (0x30, 0, 0, 13),  # load the byte of TCP's header that has the flags
+        (0x45, 0, 1, 0x02),  # SYN?
+        (0x06, 0, 0, 0),  # return 0: drop it
+        (0x06, 0, 0, 0xFFFF_FFFF),  # let the whole packet pass
+    )
+)
+SO_ATTACH_FILTER = 26  # Linux; the module socket does not know them
+SO_ATTACH_REUSEPORT_CBPF = 51
 SO_DETACH_REUSEPORT_BPF = 68
 
 ProtocolFactory = Callable[[Environ], Callable[[], asyncio.Protocol]]
 
 
 class Listeners:
-    """Owner: one worker.  Life: `bind_own` as the master's user, `serve`, then `steer_away` and `close`."""
+    """Owner: one worker.  Life: `bind_own` as the master's user, `serve`, `steer_away`, `shut`, `close`."""
 
     def __init__(self, inherited: Sequence[socket.socket], *, backlog: int) -> None:
         self._inherited = list(inherited)
@@ -92,12 +106,18 @@ class Listeners:
 
     def steer_away(self) -> None:
         """Let new connections go to the inherited sockets. To be repeated: another worker's `close` undoes it."""
-        program = ctypes.create_string_buffer(CHOOSE_FIRST)
+        self._attach(SO_ATTACH_REUSEPORT_CBPF, CHOOSE_FIRST)
+
+    def shut(self) -> None:
+        """Let no handshake begin on its own sockets; those that have begun go on."""
+        self._attach(SO_ATTACH_FILTER, DROP_SYN)
+
+    def _attach(self, option: int, program: bytes) -> None:
+        code = ctypes.create_string_buffer(program, len(program))
         for own, _ in self._own:
             with contextlib.suppress(OSError):  # then a handshake at the wrong moment ends in a reset, nothing worse
-                own.setsockopt(
-                    socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, struct.pack("HP", 1, ctypes.addressof(program))
-                )
+                length = len(program) // struct.calcsize(_INSTRUCTION)
+                own.setsockopt(socket.SOL_SOCKET, option, struct.pack("HP", length, ctypes.addressof(code)))
 
     async def close(self) -> None:
         """Accept what waits in the queues, and listen no more."""

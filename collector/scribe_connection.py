@@ -10,6 +10,7 @@ import asyncio
 from typing import Any
 
 from collector.scribe_hub import ScribeHub
+from collector.unread import has_unread
 
 _LENGTH_BYTES = 4
 
@@ -61,11 +62,13 @@ class ScribeConnection(asyncio.Protocol):
         self._since = self._hub.now
         self._take_frames()
 
-    def is_quiet(self) -> bool:
-        """Between two calls, with nothing left to send."""
-        return not (self._busy or self._unread or self.replies) and (
-            self._transport is None or self._transport.get_write_buffer_size() == 0
-        )
+    def close_quiet(self) -> None:
+        """Close, if it is between two calls and nothing is left to send."""
+        transport = self._transport
+        if transport is None or transport.is_closing() or self._busy or self._unread or self.replies:
+            return
+        if transport.get_write_buffer_size() == 0 and not has_unread(transport):
+            transport.close()
 
     def close(self) -> None:
         """Close when everything written has gone."""
@@ -161,9 +164,9 @@ class ScribeConnection(asyncio.Protocol):
             if waited > hub.idle_timeout_s:
                 self.abort()
         elif self._unread:
-            if waited > hub.frame_timeout_s:
+            if waited > hub.frame_timeout_s and not has_unread(self._transport):
                 hub.refuse(self, "a frame came too slowly")
-        elif waited > hub.idle_timeout_s:
+        elif waited > hub.idle_timeout_s and not has_unread(self._transport):
             self._transport.close()
 
 

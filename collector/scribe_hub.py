@@ -230,8 +230,7 @@ class ScribeHub:
     def close_quiet(self) -> None:
         """Close the connections that are between two calls."""
         for connection in tuple(self.connections):
-            if connection.is_quiet():
-                connection.close()
+            connection.close_quiet()
 
     def close(self) -> None:
         """Commit what has been read; the last call but for replies."""

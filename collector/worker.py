@@ -38,7 +38,7 @@ from collector.environ import Environ, server_environ
 from collector.http_protocol import Connection
 from collector.hub import Hub
 from collector.limits import effective_limits
-from collector.listeners import DRAIN_S, Listeners
+from collector.listeners import DRAIN_S, HANDSHAKE_S, Listeners
 from collector.stand_in import StandIn
 
 log = logging.getLogger(__name__)
@@ -168,8 +168,11 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
         began = loop.time()
         deadline = began + max(self.cfg.graceful_timeout - CLOSE_S, self.cfg.graceful_timeout / 2)
         hub.stopping = True
-        while not self._quick and not self._is_orphan() and loop.time() < min(began + DRAIN_S, deadline):
+        end = min(began + DRAIN_S, deadline)
+        while not self._quick and not self._is_orphan() and loop.time() < end:
             self._listeners.steer_away()
+            if loop.time() >= end - HANDSHAKE_S:
+                self._listeners.shut()
             await asyncio.sleep(POLL_S)
         await self._listeners.close()
         while not self._quick and hub.is_busy() and loop.time() < deadline:

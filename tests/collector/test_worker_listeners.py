@@ -1,6 +1,8 @@
 """The listening sockets of a worker, without gunicorn: who gets which connection."""
 
 import asyncio
+import errno
+import select
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -103,6 +105,30 @@ def test_what_waits_in_the_queues_is_accepted_before_they_are_closed(inherited: 
 
     assert worker.accepted.total() == 100
     assert worker.accepted["own"] > 20
+
+
+def test_who_comes_just_before_a_socket_is_closed_meets_the_others(inherited: socket.socket) -> None:
+    """Another worker's end has undone the steering: half of them are sent to the socket that is about to be closed."""
+
+    async def run() -> Worker:
+        worker = Worker(inherited.dup())
+        await worker.serve()
+        worker.listeners.shut()
+        clients = [socket.socket() for _ in range(40)]
+        for client in clients:
+            client.setblocking(False)
+            assert client.connect_ex(inherited.getsockname()) == errno.EINPROGRESS
+        await settle()
+        assert 0 < worker.accepted["inherited"] < 40
+        await worker.listeners.close()
+        for client in clients:
+            _, connected, _ = select.select([], [client], [], 10)
+            assert connected
+            assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+            client.close()
+        return worker
+
+    assert uvloop.run(run()).accepted["own"] == 0
 
 
 def test_after_one_worker_has_ended_the_others_share_again(inherited: socket.socket) -> None:
