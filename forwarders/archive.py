@@ -113,10 +113,19 @@ class _Files:
         return None if stem in self._compacted(directory) else stem + self._suffix
 
     def body(self, events: Sequence[Event]) -> Iterator[bytes]:
-        """The bytes of a file, compressed."""
+        """The bytes of a file, compressed; of a large one by another thread, while the next lines are written."""
         compressor = self._compressor()
-        for start in range(0, len(events), _LINES_AT_ONCE):
-            yield compressor.compress(self._encode(events[start : start + _LINES_AT_ONCE]))
+        first = self._encode(events[:_LINES_AT_ONCE])
+        if len(events) <= _LINES_AT_ONCE:
+            yield compressor.compress(first)
+        else:
+            with ThreadPoolExecutor(1, "archive-compress") as other:
+                compressed = other.submit(compressor.compress, first)
+                for start in range(_LINES_AT_ONCE, len(events), _LINES_AT_ONCE):
+                    lines = self._encode(events[start : start + _LINES_AT_ONCE])
+                    yield compressed.result()
+                    compressed = other.submit(compressor.compress, lines)
+                yield compressed.result()
         yield compressor.flush()
 
     def _compacted(self, directory: str) -> set[str]:

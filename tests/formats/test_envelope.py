@@ -76,6 +76,13 @@ def test_an_id_says_where_the_event_was_first_accepted() -> None:
     assert decoded.id == "000102030405060708090a0b0c0d0e0f-1f40-0" == event_id(UUID, 0x1F40, 0)
 
 
+@pytest.mark.parametrize("count", [1, 1000, 1001, 2000])
+def test_ids_of_records_of_any_size(count: int) -> None:
+    decoded = decode_envelope(encode_envelope("json", 1, [event("E")] * count), UUID, 0x1F)
+
+    assert [each.id for each in decoded] == [event_id(UUID, 0x1F, index) for index in range(count)]
+
+
 def test_events_that_were_moved_keep_their_ids() -> None:
     accepted = decode_envelope(encode_envelope("json", 1, [event(name) for name in "abcd"]), UUID, 64)
     moved = encode_envelope("json", 1, [accepted[1], accepted[3]])

@@ -138,7 +138,9 @@ def test_a_line_is_always_one_line_of_json(name: str, payload: dict[str, Any], i
 
 def test_lines_are_the_line_of_each_event_and_a_line_break() -> None:
     events = [
-        json_event(b'{"a":\n"\xe2\x98\x83"}', name='"é"'),
+        json_event(b'{"a":"\xe2\x98\x83"}', name='"é"'),
+        json_event(b'{"a":\n1}'),
+        json_event(b'{"a":\r1}'),
         msgpack_event({"a": b"\x00"}),
         typed_event((1, "string", "x\ny")),
     ]

@@ -201,6 +201,19 @@ def test_a_batch_makes_one_file_per_name_and_time_with_its_events_in_order(
     }
 
 
+@pytest.mark.parametrize("count", [999, 1000, 1001, 2500])
+@pytest.mark.parametrize("compression", get_args(Compression))
+def test_a_file_of_any_size_has_every_event_once_and_in_order(
+    tmp_path: Path, compression: Compression, count: int
+) -> None:
+    """A large one is compressed while its next lines are written."""
+    events = make_events(count)
+    archive(tmp_path, compression).send(events)
+
+    (file,) = files(tmp_path)
+    assert [event["id"] for event in read(file)] == ids(events)
+
+
 def test_line_ends_inside_a_payload_do_not_end_the_line(tmp_path: Path) -> None:
     event = at("a", NOON_MS, Granularity.HOURLY)
     event.payload = b'{"a":\r\n1,\n"b":[1,\r2]}'
