@@ -104,6 +104,7 @@ def rabbitmq(url: str, name: str, events: int) -> tuple[float, float]:
         properties = pika.BasicProperties(
             content_type="application/json", delivery_mode=2, message_id=event.id, type=event.name,
             timestamp=event.time_ms // 1000, app_id="collector",
+            headers={"events": 1, "instance": "0" * 32, "source": event.source, "granularity": event.granularity.name},
         )  # fmt: skip
         messages.append((event.name, to_json.line(event), properties))
     return Pipeline(url, name, messages).run()
