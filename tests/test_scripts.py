@@ -3,10 +3,18 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
+import urllib.request
 from pathlib import Path
 
 import pytest
+from benchmarks import servers, spooled
+from benchmarks.figures import Figures, Row, table
+from benchmarks.load import PIXEL
+from benchmarks.options import Options
+
+from spool.reader import Record, SegmentReader
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 COMMANDS = [path for path in SCRIPTS.iterdir() if path.is_file() and os.access(path, os.X_OK)]
@@ -52,3 +60,99 @@ def test_a_benchmark_runs_and_loses_nothing(name: str, tmp_path: Path) -> None:
         pytest.skip(ran.stdout)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert [each["name"] for each in json.loads(figures.read_text())] == [name]
+
+
+@pytest.mark.slow
+def test_a_benchmark_that_fails_costs_no_other_its_figures_and_nor_does_ctrl_c(tmp_path: Path) -> None:
+    for program in ("wrk", "nginx"):
+        (tmp_path / program).write_text("#!/bin/sh\nexit 3\n")
+        (tmp_path / program).chmod(0o755)
+    figures, lines = tmp_path / "figures.json", tmp_path / "table.md"
+
+    names = "worker-memory", "flusher-memory", "soak"
+    command = [SCRIPTS / "bench", *names, "--backlog-mb", "1", "--json", figures, "--table", lines]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    with subprocess.Popen(
+        command, env=os.environ | {"PATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        said = [run.stdout.readline() for _ in range(4)]
+        run.send_signal(signal.SIGINT)
+        _, complaint = run.communicate(timeout=60)
+
+    assert run.returncode == 130, complaint
+    assert "Traceback" not in complaint
+    assert "worker-memory: FAILED: CalledProcessError: Command '['wrk'," in said[1]
+    failed, measured = json.loads(figures.read_text())
+    assert failed.keys() == {"name", "failed"}
+    assert "returned non-zero exit status 3" in failed["failed"]
+    assert measured["name"] == "flusher-memory"
+    assert measured["rows"][0]["side"].startswith("backlog of 17 MB, first ")
+    assert "worker-memory: FAILED" in lines.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--rounds", "0"),
+        ("--seconds", "nan"),
+        ("--events", "-1"),
+        ("--backlog-mb", "0"),
+        ("--json", "."),
+        ("--table", "nowhere/table.md"),
+        ("--plots", "/dev/null"),
+        ("--base", "/dev/null/spools"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_measured(arguments: tuple[str, str]) -> None:
+    run = subprocess.run([SCRIPTS / "bench", *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+    assert run.returncode == 2
+    assert f"argument {arguments[0]}" in run.stderr
+
+
+@pytest.mark.server
+@pytest.mark.slow
+@pytest.mark.parametrize("loses", [False, True])
+def test_an_event_that_was_taken_and_is_not_in_the_spool_is_noticed(
+    loses: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "SETTLED_MAX_S", 0.1)
+    complaints = []
+    try:
+        with servers.collector(tmp_path, "collector") as side:
+            for _ in range(3):
+                with urllib.request.urlopen(f"http://127.0.0.1:{side.port}{PIXEL}", timeout=10):
+                    pass
+            assert side.spool is not None
+            (written,) = side.spool.rglob("*.open")
+            records = [each for each in SegmentReader(written).scan() if isinstance(each, Record)]
+            if loses:
+                os.truncate(written, records[-1].offset)
+            side.settled()
+    except RuntimeError as exc:
+        complaints.append(str(exc))
+
+    assert complaints == (["collector: 3 events taken, 2 are in the spool"] if loses else [])
+
+
+def test_a_flusher_that_dies_at_once_has_no_memory_worth_telling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", "no number")  # no Python starts with it
+
+    with pytest.raises(RuntimeError, match=r"the flusher ended with 1 and sent 0% of 1 segments"):
+        spooled.flusher_memory(tmp_path, Options(backlog_mb=1))
+
+
+def test_a_table_says_what_every_side_did_and_rounds_no_figure_to_its_target() -> None:
+    rows = [Row("collector", 54321, 18.24, 3.14159, 43.2), Row("nginx", 67_901.25)]
+    missed = Figures("pixel", 1, "GET", 0.7998, at_least=0.8, rows=rows)
+
+    assert "0.7998 (at least 0.8) NOT MET" in str(missed)
+    (line,) = [each for each in table([missed]).splitlines() if "pixel" in each]
+    sides = "collector 54,321/s, 18.2 µs, p99 3.1 ms, 43 MB; nginx 67,901/s"
+    assert line == f"| 1 | `pixel`: GET | ≥ 0.8 | 0.7998 | {sides} | **no** |"
+    assert Figures("pixel", 1, "GET", 0.8123, at_least=0.8).measured() == "0.81"
+    assert Figures("pixel", 1, "GET", 1.1004, at_most=1.1).measured() == "1.1004"

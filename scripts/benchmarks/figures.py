@@ -1,5 +1,6 @@
 """What came of a benchmark."""
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,16 +17,16 @@ class Row:
     memory_mb: float | None = None
 
     def __str__(self) -> str:
-        shown = [f"    {self.side:22}"]
-        for value, form in (
-            (self.events_per_s, "{:>10,.0f} events/s"),
-            (self.cpu_us_per_event, "{:>7.1f} µs CPU/event"),
-            (self.p99_ms, "{:>8.1f} ms p99"),
-            (self.memory_mb, "{:>6.0f} MB"),
-        ):
-            if value is not None:
-                shown.append(form.format(value))
-        return " ".join(shown)
+        forms = "{:>10,.0f} events/s", "{:>7.1f} µs CPU/event", "{:>8.1f} ms p99", "{:>6.0f} MB"
+        return " ".join([f"    {self.side:22}", *self._in(*forms)])
+
+    def cell(self) -> str:
+        """The same in a cell of a Markdown table."""
+        return f"{self.side} {', '.join(self._in('{:,.0f}/s', '{:.1f} µs', 'p99 {:.1f} ms', '{:.0f} MB'))}"
+
+    def _in(self, *forms: str) -> list[str]:
+        values = self.events_per_s, self.cpu_us_per_event, self.p99_ms, self.memory_mb
+        return [form.format(value) for value, form in zip(values, forms, strict=True) if value is not None]
 
 
 @dataclass
@@ -46,23 +47,39 @@ class Figures:
     met: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.met = (self.at_least is None or self.value >= self.at_least) and (
-            self.at_most is None or self.value <= self.at_most
-        )
+        self.met = self._is_met(self.value)
+
+    def _is_met(self, value: float) -> bool:
+        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
+
+    def measured(self) -> str:
+        """The value, with more than two decimals where those would say another thing about the target."""
+        texts = (f"{self.value:.{decimals}f}" for decimals in itertools.count(2))
+        return next(text for text in texts if self._is_met(float(text)) == self.met) + self.unit
 
     def __str__(self) -> str:
         bound = f"at least {self.at_least}" if self.at_least is not None else f"at most {self.at_most}"
         verdict = f"({bound}) {'met' if self.met else 'NOT MET'}" if self.target else "(no target)"
-        head = f"{self.name} ({self.target or '-'}): {self.text}: {self.value:.2f}{self.unit} {verdict}"
+        head = f"{self.name} ({self.target or '-'}): {self.text}: {self.measured()} {verdict}"
         return "\n".join([head, *map(str, self.rows)])
 
     def line(self) -> str:
         """It in a Markdown table."""
         wanted = f"≥ {self.at_least}" if self.at_least is not None else f"≤ {self.at_most}"
         wanted, met = (f"{wanted}{self.unit}", "yes" if self.met else "**no**") if self.target else ("-", "-")
-        costs = [f"{row.side} {row.cpu_us_per_event:.1f}" for row in self.rows if row.cpu_us_per_event is not None]
-        shown = f"{self.value:.2f}{self.unit}", ", ".join(costs), met
+        shown = self.measured(), "; ".join(row.cell() for row in self.rows), met
         return f"| {self.target or '-'} | `{self.name}`: {self.text} | {wanted} | {' | '.join(shown)} |"
+
+
+@dataclass
+class Failure:
+    """A benchmark that gave nothing. ``failed``: why."""
+
+    name: str
+    failed: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: FAILED: {self.failed}"
 
 
 Cell = str | int | float
@@ -103,12 +120,14 @@ def shown(cell: Cell) -> str:
     return f"{cell:,.0f}" if isinstance(cell, int) or abs(cell) >= 100 else f"{cell:.3g}"
 
 
-def table(results: Sequence[Figures | Table]) -> str:
-    """A run in Markdown: one table with a line for each target, then the others."""
-    lines = ["| # | what | wanted | measured | CPU µs per event | met |", "|---|---|---|---|---|---|"]
+def table(results: Sequence[Figures | Table | Failure]) -> str:
+    """A run in Markdown: one table with a line for each target, then the others, then what failed."""
+    lines = ["| # | what | wanted | measured | events, CPU of one, p99, memory | met |", "|---|---|---|---|---|---|"]
     lines += [each.line() for each in results if isinstance(each, Figures)]
     parts = ["\n".join(lines)] if len(lines) > 2 else []
-    return "\n\n".join([*parts, *(each.markdown() for each in results if isinstance(each, Table))]) + "\n"
+    parts += [each.markdown() for each in results if isinstance(each, Table)]
+    parts += [" ".join(str(each).split()) for each in results if isinstance(each, Failure)]
+    return "\n\n".join(parts) + "\n"
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:

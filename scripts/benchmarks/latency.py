@@ -63,12 +63,12 @@ def latency(base: Path, options: Options) -> Table:
 
 
 def answered(side: Side, load: Load, rate: float, seconds: float) -> Answers:
-    """Load a side. Errors: RuntimeError when a request failed, or an answered event is not counted by the server."""
-    before = side.accepted()
+    """Load a side. Errors: RuntimeError when a request failed, or not exactly what was answered is counted."""
+    before = side.settled()
     process = open_loop.start(side.port, load.request(), rate, seconds, load.connections)
     found = open_loop.finish(process, seconds + 3 * open_loop.GRACE_S)
     side.answered += found.answered * load.events
-    if (taken := side.accepted() - before) < found.answered * load.events:
+    if (taken := side.settled() - before) != found.answered * load.events:
         raise RuntimeError(f"{side.name}: {found.answered * load.events} events answered, {taken} taken")
     return found
 

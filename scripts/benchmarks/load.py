@@ -165,7 +165,8 @@ def wrk(port: int, load: Load, seconds: float, base: Path) -> Report:
 def drive(side: Side, load: Load, seconds: float, base: Path) -> Sample:
     """Load one side.
 
-    Errors: RuntimeError when a request failed, or an answered event is not counted by the server.
+    Errors: RuntimeError when a request failed, an answered event is not counted by the server, or not exactly what it
+    has counted is in its spool.
     """
     before = side.accepted() if side.spool else 0
     cpu = side.cpu_s()
@@ -178,7 +179,7 @@ def drive(side: Side, load: Load, seconds: float, base: Path) -> Sample:
         raise RuntimeError(f"{side.name}: no request was answered in {seconds:g} s")
     promised = 0 if load.refused else events
     if side.spool:
-        taken = side.accepted() - before
+        taken = side.settled() - before
         if taken < promised or (load.refused and taken):
             raise RuntimeError(f"{side.name}: {promised} events answered, {taken} taken")
     side.answered += promised

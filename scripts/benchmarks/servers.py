@@ -23,6 +23,8 @@ START_MAX_S = 60
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 RIVALS = {"PYTHONPATH": str(REPOSITORY / "scripts")}
 ALL_THE_DISK_BYTES = 2**62
+SETTLED_MAX_S = 10
+SETTLED_FOR_S = 0.05
 NGINX = """
 daemon off; worker_processes 1; pid {base}/nginx.pid; error_log {base}/error.log;
 events {{ worker_connections 4096; }}
@@ -58,13 +60,15 @@ level = "error"
 
 @dataclass
 class Side:
-    """A server under load. ``spool``: where a collector keeps what it takes."""
+    """A server under load. ``spool``: where a collector keeps what it takes; ``stays``: nobody takes it from there."""
 
     name: str
     process: subprocess.Popen[bytes]
     port: int
     spool: Path | None = None
+    stays: bool = True
     answered: int = 0  # events that it has promised, as the clients counted
+    found: int = 0  # events that were in the spool before it began
 
     def cpu_s(self) -> float:
         """Seconds of CPU that its processes have used; of a collector those of HTTP only, not the flusher."""
@@ -88,6 +92,22 @@ class Side:
         return sum(
             int(float(n)) for n in re.findall(r'^collector_events_total\{outcome="accepted".*\} (\S+)$', text, re.M)
         )
+
+    def settled(self) -> int:
+        """Events that a collector says it has taken, when that number stands still; all of them are in its spool then.
+
+        wrk leaves requests under way that it does not count: they are answered after its end, or their connections
+        are found to be closed. Errors: RuntimeError when the spool has more or fewer events, or the number goes on.
+        """
+        deadline = time.monotonic() + SETTLED_MAX_S
+        while True:
+            taken = self.accepted()
+            time.sleep(SETTLED_FOR_S)
+            kept = in_spool(self.spool) - self.found if self.spool and self.stays else taken
+            if kept == taken == self.accepted():
+                return taken
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.name}: {taken} events taken, {kept} are in the spool")
 
 
 def cpu_s(pid: int) -> float:
@@ -116,15 +136,18 @@ def descendants(pid: int) -> list[int]:
 
 
 def in_spool(spool: Path) -> int:
-    """The events that lie in a spool, in segments that are sealed and in those that are not."""
-    events = 0
-    for path in [*spool.rglob("*.seg"), *spool.rglob("*.open")]:
-        with SegmentReader(path) as reader:
+    """The events that lie in a spool, in segments that are sealed and in those that are not.
+
+    A segment that moves meanwhile may be missed, but never counts twice.
+    """
+    events = {}
+    for path in [*spool.rglob("*.open"), *spool.rglob("*.seg")]:
+        with contextlib.suppress(FileNotFoundError), SegmentReader(path) as reader:  # it has just been sealed, or moved
             if reader.seal is not None:
-                events += reader.seal.event_count
+                events[path.stem] = reader.seal.event_count
             else:
-                events += sum(each.event_count for each in reader.scan() if isinstance(each, Record))
-    return events
+                events[path.stem] = sum(each.event_count for each in reader.scan() if isinstance(each, Record))
+    return sum(events.values())
 
 
 @contextlib.contextmanager
@@ -138,17 +161,20 @@ def running(
     stored: Callable[[Path], int] | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Side]:
-    """A server, from its first answer to its end; then a collector's events are counted, by ``stored`` in its spool.
+    """A server, from its first answer to its end; then a collector's events are counted, by ``stored`` or in its spool.
 
-    Errors: RuntimeError when it does not start, or there are fewer events than it answered for.
+    Errors: RuntimeError when it does not start, or there are not exactly as many events as it has taken, or fewer than
+    it answered for.
     """
+    found = in_spool(spool) if spool else 0
     with (base / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                    start_new_session=True, env={**os.environ, **(env or {})})  # fmt: skip
-    side = Side(name, process, port, spool)
+    side = Side(name, process, port, spool, stored is None, found=found)
     try:
         _wait_for(side, base)
         yield side
+        taken = side.settled() if spool else 0
     finally:
         with contextlib.suppress(OSError):  # it has ended
             os.kill(_told(process), signal.SIGTERM)
@@ -156,8 +182,8 @@ def running(
             process.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-    if spool is not None and (found := (stored or in_spool)(spool)) < side.answered:
-        raise RuntimeError(f"{name}: {side.answered} events answered, {found} are there")
+    if spool and not side.answered <= taken == (kept := stored(spool) if stored else in_spool(spool) - found):
+        raise RuntimeError(f"{name}: {side.answered} events answered, {taken} taken, {kept} are there")
 
 
 def _told(process: subprocess.Popen[bytes]) -> int:

@@ -63,7 +63,7 @@ def soak(base: Path, options: Options) -> Table:
         highest = [answered(side, load, 0, min(seconds, HIGHEST_S)).per_s for load in LOADS]
         settle(side)
         rates = [SHARE / len(LOADS) * each for each in highest]
-        before, began = side.accepted(), time.monotonic()
+        before, began = side.settled(), time.monotonic()
         moments = []
         with contextlib.ExitStack() as stack:
             loads = []
@@ -77,7 +77,7 @@ def soak(base: Path, options: Options) -> Table:
             found = [open_loop.finish(each, 3 * open_loop.GRACE_S) for each in loads]
         events = sum(each.answered for each in found)
         side.answered += events
-        if (taken := side.accepted() - before) != events:
+        if (taken := side.settled() - before) != events:
             raise RuntimeError(f"{events} events answered, {taken} taken")
         settled_s = settle(side)
     if options.plots:

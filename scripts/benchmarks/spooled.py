@@ -42,19 +42,27 @@ def way_out(base: Path, options: Options) -> Figures:
 
 
 def flusher_memory(base: Path, options: Options) -> Figures:
-    """The most memory that a flusher takes in its first seconds before a large backlog."""
+    """The most memory that a flusher takes in its first seconds before a large backlog.
+
+    Errors: RuntimeError when it ends by itself, or has sent nothing.
+    """
     place = Place(base, "memory")
     size = 0
     while size < options.backlog_mb * 1_000_000:
         size += place.fill(1, RECORDS)
+    segments = place.waiting()
     with place.flusher() as process:
-        deadline = time.monotonic() + FLUSHER_WATCHED_S
-        peak = 0.0
-        while place.waiting() and time.monotonic() < deadline and process.poll() is None:
+        began, watched_s, peak = time.monotonic(), 0.0, 0.0
+        while place.waiting() and watched_s < FLUSHER_WATCHED_S and process.poll() is None:
             time.sleep(0.1)
+            watched_s = time.monotonic() - began
             peak = max(peak, memory_mb(process.pid, "VmHWM"))
+        ended, sent = process.poll(), 1 - place.waiting() / segments
         process.terminate()
-    rows = [Row(f"backlog of {size / 1e6:,.0f} MB", memory_mb=peak)]
+    if ended is not None or not sent:
+        raise RuntimeError(f"the flusher ended with {ended} and sent {sent:.0%} of {segments} segments")
+    name = f"backlog of {size / 1e6:,.0f} MB, first {watched_s:.0f} s, {sent:.0%} of it sent"
+    rows = [Row(name, memory_mb=peak)]
     return Figures("flusher-memory", 12, "memory of the flusher at work", peak, " MB", at_most=150, rows=rows)
 
 
