@@ -87,7 +87,7 @@ def test_a_benchmark_that_fails_costs_no_other_its_figures_and_nor_does_ctrl_c(t
     assert failed.keys() == {"name", "failed"}
     assert "returned non-zero exit status 3" in failed["failed"]
     assert measured["name"] == "flusher-memory"
-    assert measured["rows"][0]["side"].startswith("backlog of 17 MB, first ")
+    assert measured["rows"][0]["side"].startswith("backlog of 17 MB, 100% of it sent in the first ")
     assert "worker-memory: FAILED" in lines.read_text()
 
 

@@ -61,7 +61,7 @@ def flusher_memory(base: Path, options: Options) -> Figures:
         process.terminate()
     if ended is not None or not sent:
         raise RuntimeError(f"the flusher ended with {ended} and sent {sent:.0%} of {segments} segments")
-    name = f"backlog of {size / 1e6:,.0f} MB, first {watched_s:.0f} s, {sent:.0%} of it sent"
+    name = f"backlog of {size / 1e6:,.0f} MB, {sent:.0%} of it sent in the first {watched_s:.0f} s:"
     rows = [Row(name, memory_mb=peak)]
     return Figures("flusher-memory", 12, "memory of the flusher at work", peak, " MB", at_most=150, rows=rows)
 
