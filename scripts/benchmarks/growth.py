@@ -16,6 +16,7 @@ from benchmarks.place import BATCH, Place
 from benchmarks.plots import Curve, Panel, draw
 from benchmarks.servers import collector
 from benchmarks.side_by_side import WARM_UP_S
+from benchmarks.spooled import with_backlog
 
 ROUNDS = 3
 SECONDS = 2.0
@@ -145,12 +146,10 @@ def allow_descriptors(count: int) -> None:
 
 
 def of_backlog_in(base: Path, options: Options) -> Costs:
-    """Batches, while so many segments wait for a forwarder."""
+    """Batches, while so many segments wait for an archive, which is paused."""
     load, costs = Load(EVENTS, 32, BATCH, json_events(BATCH)), []
     for segments in up_to(options.events, BACKLOGS):
-        place = Place(base, f"waiting-{segments}")
-        place.fill(segments, 1)
-        with collector(base, place.base.name) as side:
+        with with_backlog(base, f"waiting-{segments}", segments) as side:
             drive(side, load, WARM_UP_S, base)
             taken = [drive(side, load, options.seconds or SECONDS, base) for _ in range(options.rounds or ROUNDS)]
         costs.append((float(segments), statistics.median(each.cpu_us_per_event for each in taken)))

@@ -25,8 +25,6 @@ SETTINGS = """
 [spool]
 path = "{base}/spool"
 min_free_bytes = 0
-[forwarders.{forwarder}]
-{block}
 [log]
 level = "error"
 """
@@ -41,9 +39,9 @@ class Place:
         self.base.mkdir()
         self.spool = SpoolDirectory.open(self.base / "spool")
         self.settings = self.base / "collector.toml"
-        self.settings.write_text(
-            SETTINGS.format(base=self.base, forwarder=forwarder, block=block.format(base=self.base))
-        )
+        #: The forwarder's table.
+        self.forwarder = f"[forwarders.{forwarder}]\n{block.format(base=self.base)}\n"
+        self.settings.write_text(SETTINGS.format(base=self.base) + self.forwarder)
         self.queue = self.spool.queue(forwarder)
         self._payload = envelope_of(json_events(BATCH))
 

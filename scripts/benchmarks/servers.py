@@ -224,17 +224,27 @@ def nginx(base: Path) -> AbstractContextManager[Side]:
 
 
 def collector(
-    base: Path, name: str, durability: str = "interval", workers: int = 1, *, full: bool = False, sync_ms: int = 0
+    base: Path,
+    name: str,
+    durability: str = "interval",
+    workers: int = 1,
+    *,
+    full: bool = False,
+    sync_ms: int = 0,
+    settings: str = "",
 ) -> AbstractContextManager[Side]:
     """``collector serve`` without a forwarder: what it takes stays in its spool. ``full``: it takes nothing.
 
-    ``sync_ms``: each of its syncs takes so much longer. strace sees only them, the other calls are as fast as ever.
+    ``settings``: more tables. ``sync_ms``: each of its syncs takes so much longer; strace sees only them, the other
+    calls are as fast as ever.
     Errors: RuntimeError without strace.
     """
     if sync_ms and shutil.which("strace") is None:
         raise RuntimeError("strace is not installed")
-    port, settings = _settings(base, name, durability, workers, full=full)
-    command = [sys.executable, "-m", "collector", "serve", "--config", str(settings)]
+    port, file = _settings(base, name, durability, workers, full=full)
+    with file.open("a") as more:
+        more.write(settings)
+    command = [sys.executable, "-m", "collector", "serve", "--config", str(file)]
     if sync_ms:
         inject = f"inject={SYNCS}:delay_exit={sync_ms * 1000}"
         tracer = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", f"trace={SYNCS}", "-e", inject]

@@ -2,14 +2,16 @@
 
 import statistics
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from benchmarks.figures import Figures, Row, median_ratio
 from benchmarks.load import EVENTS, Load, Sample, drive, json_events
 from benchmarks.options import Options
 from benchmarks.place import BATCH, RECORDS, Place
-from benchmarks.servers import collector, memory_mb
+from benchmarks.servers import Side, collector, memory_mb
 from benchmarks.side_by_side import ROUNDS, SECONDS, WARM_UP_S, row
+from spool.switch import Switch
 
 WAY_OUT_EVENTS = 800_000
 BACKLOG_RECORDS = 3  # of each of many segments
@@ -85,14 +87,20 @@ def backlog_out(base: Path, options: Options) -> Figures:
     )  # fmt: skip
 
 
+def with_backlog(base: Path, name: str, segments: int) -> AbstractContextManager[Side]:
+    """A collector whose archive is paused, while so many segments wait for it."""
+    place = Place(base, name)
+    Switch.forwarder(place.spool, "archive").turn_off("what waits is to go on waiting")
+    place.fill(segments, 1)
+    return collector(base, name, settings=place.forwarder)
+
+
 def backlog_in(base: Path, options: Options) -> Figures:
-    """What an event costs a worker when nothing waits in the spool, and when many segments do."""
+    """What an event costs a worker when nothing waits in the spool, and when many segments do, for a paused archive."""
     load = Load(EVENTS, 32, BATCH, json_events(BATCH))
     taken: dict[str, list[Sample]] = {}
     names = f"{LONG_BACKLOG}-segments", "no-segments"
-    place = Place(base, names[0])
-    place.fill(LONG_BACKLOG, 1)
-    with collector(base, names[0]) as long, collector(base, names[1]) as none:
+    with with_backlog(base, names[0], LONG_BACKLOG) as long, with_backlog(base, names[1], 0) as none:
         for side in (long, none):
             drive(side, load, WARM_UP_S, base)
         for _ in range(options.rounds or ROUNDS):
