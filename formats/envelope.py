@@ -22,7 +22,7 @@ from formats.event import Event, FormatError
 
 VERSION = 1
 
-_HEX = tuple(f"{index:x}" for index in range(1000))  # what most records need: looked up, an id takes half the time
+_HEX = tuple(f"{index:x}" for index in range(1000))  # the ends of most ids, to be looked up
 
 _EVENT_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{1,16})-([0-9a-f]{1,8})")
 
