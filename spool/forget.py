@@ -1,12 +1,16 @@
 """Give up the queue of a forwarder that is not there any more: its events count as dropped by a person."""
 
+import contextlib
+import errno
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from spool.ballast import Ballast
 from spool.cursor import read_mark
 from spool.directory import SEALED_SUFFIX, SpoolDirectory, fsync_directory
 from spool.item import LINK_SEPARATOR, item_of_link
@@ -29,7 +33,8 @@ class Forgotten:
 def forget(directory: SpoolDirectory, forwarder: str, *, dry_run: bool = False) -> Forgotten:
     """Drop the queue of ``forwarder``, which no flusher works on. Its quarantine and its counters stay.
 
-    Interrupted and called again, it goes on. Errors: FileNotFoundError when there is no such queue; OSError.
+    Interrupted and called again, it goes on. Errors: FileNotFoundError when there is no such queue; OSError, also when
+    the disk takes no rows of the ledger: nothing leaves the queue without its row.
 
     Why a rename first: nobody puts anything into a queue that has another name.
     """
@@ -57,35 +62,52 @@ def _part_of(item_uuid: bytes, place: Path) -> bytes:
 def _drop(directory: SpoolDirectory, forwarder: str, place: Path, found: Forgotten, *, dry_run: bool) -> None:
     mark = read_mark(place / _CURSOR, instance=directory.instance)
     tallies = {each.segment: each.tally for each in mark.ranges} if mark else {}
-    ledger, account = Ledger(directory), read_account(directory, forwarder)
+    account = read_account(directory, forwarder)
     names = iter(sorted(name for name in os.listdir(place) if name.endswith(SEALED_SUFFIX)))
-    while some := list(islice(names, _AT_ONCE)):
-        ends, parts, replays = [], [], []
-        for name in some:
-            found.segments += 1
-            uuid, events = read_seal(place / name)
-            tally = tallies.get(name, NOTHING)._replace(unknown=0)
-            if item_of_link(name):  # its events are in quarantine, and stay there
-                told = uuid is not None and account.end_of_replay(uuid) and tally.total == events
-                if uuid is not None and tally.total and not told:
-                    parts.append((_part_of(uuid, place), tally.total, tally))
-                continue
-            events = tally.total if events is None else events
-            found.events += max(0, events - tally.total)
-            if uuid is not None:
-                if LINK_SEPARATOR in name:  # whoever queued the replay may have died before saying so
-                    replays.append((uuid, events))
-                ends.append((uuid, events, tally.plus(Outcome(dropped=max(0, events - tally.total)))))
-        if not dry_run:
-            ledger.handed(forwarder, replays, replay=True)
-            ledger.add_all(forwarder, ends)
-            for part in parts:
-                ledger.replayed(forwarder, *part)
+    with contextlib.closing(Ledger(directory)) as ledger:
+        while some := list(islice(names, _AT_ONCE)):
+            ends, parts, replays = [], [], []
             for name in some:
-                (place / name).unlink(missing_ok=True)
-    ledger.close()
+                found.segments += 1
+                uuid, events = read_seal(place / name)
+                tally = tallies.get(name, NOTHING)._replace(unknown=0)
+                if item_of_link(name):  # its events are in quarantine, and stay there
+                    told = uuid is not None and account.end_of_replay(uuid) and tally.total == events
+                    if uuid is not None and tally.total and not told:
+                        parts.append((_part_of(uuid, place), tally.total, tally))
+                    continue
+                events = tally.total if events is None else events
+                found.events += max(0, events - tally.total)
+                if uuid is not None:
+                    if LINK_SEPARATOR in name:  # whoever queued the replay may have died before saying so
+                        replays.append((uuid, events))
+                    ends.append((uuid, events, tally.plus(Outcome(dropped=max(0, events - tally.total)))))
+            if not dry_run:
+                ledger.handed(forwarder, replays, replay=True)
+                ledger.add_all(forwarder, ends)
+                for part in parts:
+                    ledger.replayed(forwarder, *part)
+                if ledger.waiting:
+                    _make_room(directory, ledger, (place / name for name in some))
+                for name in some:
+                    (place / name).unlink(missing_ok=True)
     if not dry_run:
         for name in sorted(os.listdir(place), key=lambda name: name == _CURSOR):
             (place / name).unlink()
         place.rmdir()
         fsync_directory(directory.queue_root)
+
+
+def _make_room(directory: SpoolDirectory, ledger: Ledger, paths: Iterable[Path]) -> None:
+    """Get the rows of these segments onto a full disk: they need less room than any of them. Errors: OSError."""
+    Ballast(directory).release()
+    ledger.retry()
+    for path in paths:
+        if not ledger.waiting:
+            return
+        if path.lstat().st_nlink == 1:  # the others give back nothing
+            path.unlink()
+            fsync_directory(path.parent)  # ext4 hands freed blocks out again once the unlink is in its journal
+            ledger.retry()
+    if ledger.waiting:
+        raise OSError(errno.ENOSPC, "no room for the ledger; make some, and do it again", str(directory.ledger))
