@@ -99,7 +99,8 @@ class _Files:
         """Errors: ImportError when zstd is asked for and not installed."""
         self._layout = Layout(settings.layout)
         self._encode = to_json.lines if settings.format == "jsonl" else partial(_frames, to_json)
-        self._compressor = compressor_for(settings.compression)
+        self._small = compressor_for(settings.compression)
+        self._large = compressor_for(settings.compression, large=True)
         self._suffix = f".{settings.format}" + ENDING[settings.compression]
         self._store = store
 
@@ -113,19 +114,10 @@ class _Files:
         return None if stem in self._compacted(directory) else stem + self._suffix
 
     def body(self, events: Sequence[Event]) -> Iterator[bytes]:
-        """The bytes of a file, compressed; of a large one by another thread, while the next lines are written."""
-        compressor = self._compressor()
-        first = self._encode(events[:_LINES_AT_ONCE])
-        if len(events) <= _LINES_AT_ONCE:
-            yield compressor.compress(first)
-        else:
-            with ThreadPoolExecutor(1, "archive-compress") as other:
-                compressed = other.submit(compressor.compress, first)
-                for start in range(_LINES_AT_ONCE, len(events), _LINES_AT_ONCE):
-                    lines = self._encode(events[start : start + _LINES_AT_ONCE])
-                    yield compressed.result()
-                    compressed = other.submit(compressor.compress, lines)
-                yield compressed.result()
+        """The bytes of a file, compressed; zstd does it for a large one while the next lines are written."""
+        compressor = self._large() if len(events) > _LINES_AT_ONCE else self._small()
+        for start in range(0, len(events), _LINES_AT_ONCE):
+            yield compressor.compress(self._encode(events[start : start + _LINES_AT_ONCE]))
         yield compressor.flush()
 
     def _compacted(self, directory: str) -> set[str]:

@@ -8,6 +8,7 @@
 
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
@@ -17,6 +18,8 @@ LINES: Final = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 THRIFT: Final = (".thrift", ".thrift.gz", ".thrift.zst")
 SUFFIXES: Final = (*LINES, *THRIFT, ".parquet")
 _READ_BYTES: Final = 1 << 18
+_ZSTD_LEVEL: Final = 3
+_ZSTD_JOB_BYTES: Final = 1 << 20  # what its thread takes at once; it holds a few of them
 ENDING: Final = {"none": "", "gzip": ".gz", "zstd": ".zst"}
 
 
@@ -52,9 +55,12 @@ class Plain:
         return b""
 
 
-def compressor_for(compression: Compression) -> Callable[[], Compressor]:
-    """Makes a compressor for each file. Errors: ImportError when zstd is asked for and not installed."""
-    make = _COMPRESSORS[compression]
+def compressor_for(compression: Compression, *, large: bool = False) -> Callable[[], Compressor]:
+    """Makes a compressor for each file; for a large one zstd's has a thread of its own, which needs no interpreter.
+
+    Errors: ImportError when zstd is asked for and not installed.
+    """
+    make = partial(_zstd, threads=1) if large and compression == "zstd" else _COMPRESSORS[compression]
     make()
     return make
 
@@ -116,10 +122,13 @@ def _gzip() -> Compressor:
     return zlib.compressobj(wbits=31)  # a gzip header without a time, so that a repeat is the same bytes
 
 
-def _zstd() -> Compressor:
+def _zstd(*, threads: int = 0) -> Compressor:
     import zstandard  # only where it is asked for: the base installation goes without
 
-    return zstandard.ZstdCompressor(write_checksum=True).compressobj()
+    parameters = zstandard.ZstdCompressionParameters(
+        compression_level=_ZSTD_LEVEL, write_checksum=True, threads=threads, job_size=_ZSTD_JOB_BYTES if threads else 0
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters).compressobj()
 
 
 _COMPRESSORS: Final[dict[str, Callable[[], Compressor]]] = {"none": Plain, "gzip": _gzip, "zstd": _zstd}

@@ -201,17 +201,21 @@ def test_a_batch_makes_one_file_per_name_and_time_with_its_events_in_order(
     }
 
 
-@pytest.mark.parametrize("count", [999, 1000, 1001, 2500])
+@pytest.mark.parametrize("count", [999, 1000, 1001, 2500, 20_000])
 @pytest.mark.parametrize("compression", get_args(Compression))
 def test_a_file_of_any_size_has_every_event_once_and_in_order(
     tmp_path: Path, compression: Compression, count: int
 ) -> None:
-    """A large one is compressed while its next lines are written."""
+    """A large one is compressed while its next lines are written, and is the same bytes all the same."""
     events = make_events(count)
     archive(tmp_path, compression).send(events)
 
     (file,) = files(tmp_path)
     assert [event["id"] for event in read(file)] == ids(events)
+    before = file.read_bytes()
+    file.write_bytes(b"")
+    archive(tmp_path, compression).send(events)
+    assert file.read_bytes() == before
 
 
 def test_line_ends_inside_a_payload_do_not_end_the_line(tmp_path: Path) -> None:
