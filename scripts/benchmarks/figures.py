@@ -13,19 +13,21 @@ class Row:
     side: str
     events_per_s: float | None = None
     cpu_us_per_event: float | None = None
+    wrk_us_per_event: float | None = None
     p99_ms: float | None = None
     memory_mb: float | None = None
 
     def __str__(self) -> str:
-        forms = "{:>10,.0f} events/s", "{:>7.1f} µs CPU/event", "{:>8.1f} ms p99", "{:>6.0f} MB"
+        forms = "{:>10,.0f} events/s", "{:>7.1f} µs CPU/event", "{:>6.1f} µs wrk", "{:>8.1f} ms p99", "{:>6.0f} MB"
         return " ".join([f"    {self.side:22}", *self._in(*forms)])
 
     def cell(self) -> str:
         """The same in a cell of a Markdown table."""
-        return f"{self.side} {', '.join(self._in('{:,.0f}/s', '{:.1f} µs', 'p99 {:.1f} ms', '{:.0f} MB'))}"
+        forms = "{:,.0f}/s", "{:.1f} µs", "wrk {:.1f} µs", "p99 {:.1f} ms", "{:.0f} MB"
+        return f"{self.side} {', '.join(self._in(*forms))}"
 
     def _in(self, *forms: str) -> list[str]:
-        values = self.events_per_s, self.cpu_us_per_event, self.p99_ms, self.memory_mb
+        values = self.events_per_s, self.cpu_us_per_event, self.wrk_us_per_event, self.p99_ms, self.memory_mb
         return [form.format(value) for value, form in zip(values, forms, strict=True) if value is not None]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import struct
 import subprocess
 from collections.abc import Iterable
@@ -128,10 +129,11 @@ class Load:
 
 @dataclass
 class Sample:
-    """One round of one side."""
+    """One round of one side; ``wrk_us_per_event``: CPU of what loads it, which it shares the processors with."""
 
     events_per_s: float
     cpu_us_per_event: float
+    wrk_us_per_event: float
     p99_ms: float
 
 
@@ -143,21 +145,25 @@ class Report:
     failed: int
     broken: str
     seconds: float
+    cpu_s: float
     p99_ms: float
 
 
 def wrk(port: int, load: Load, seconds: float, base: Path) -> Report:
     """Load a port of this machine, for whole seconds: wrk knows no others."""
     command = ["wrk", "-t1", f"-c{load.connections}", f"-d{max(1, round(seconds))}s", "--latency", *load.script(base)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     text = subprocess.run(
         [*command, f"http://127.0.0.1:{port}{load.path}"], capture_output=True, text=True, check=True
     ).stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     requests, took_s = re.search(r"(\d+) requests in ([\d.]+)s", text).groups()  # type: ignore[union-attr]
     number, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", text).groups()  # type: ignore[union-attr]
     failed = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
     broken = re.search(r"Socket errors: (.*)", text)
     return Report(
-        int(requests), int(failed[1]) if failed else 0, broken[1] if broken else "", float(took_s),
+        int(requests), int(failed[1]) if failed else 0, broken[1] if broken else "", float(took_s), cpu_s,
         float(number) * MILLISECONDS[unit],
     )  # fmt: skip
 
@@ -183,4 +189,4 @@ def drive(side: Side, load: Load, seconds: float, base: Path) -> Sample:
         if taken < promised or (load.refused and taken):
             raise RuntimeError(f"{side.name}: {promised} events answered, {taken} taken")
     side.answered += promised
-    return Sample(events / report.seconds, cpu / events * 1e6, report.p99_ms)
+    return Sample(events / report.seconds, cpu / events * 1e6, report.cpu_s / events * 1e6, report.p99_ms)
