@@ -177,10 +177,12 @@ def ls(
     if as_json:
         click.echo(json.dumps(found))
         return
+    several = len({each["archive"] for each in found}) > 1
     rows = []
     for each in found:
         events = "" if each["events"] is None else str(each["events"])
-        rows.append([str(each["file"]), size(each["bytes"]), events])
+        file = f"{each['archive']}/{each['file']}" if several else str(each["file"])
+        rows.append([file, size(each["bytes"]), events])
     columns(["FILE", "SIZE", "EVENTS"], rows)
 
 

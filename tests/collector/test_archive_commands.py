@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -155,6 +156,22 @@ def test_ls_and_get_show_what_is_to_be_read(archive: LocalStore, run: Run) -> No
         run("compact", "--format", "parquet")
     assert run("get", "e/nothing.jsonl").exit_code == 1
     assert run("ls", "--since", "yesterday").exit_code == 2
+
+
+def test_ls_says_of_which_archive_a_file_is_where_there_are_several(archive: LocalStore, run: Run) -> None:
+    other = archive.root.with_name("other")
+    copytree(archive.root, other)
+    run("ls")  # writes the settings
+    config = archive.root.parent / "collector.toml"
+    config.write_text(f'{config.read_text()}[forwarders.other]\ntype = "archive"\npath = "{other}"\n')
+    (file, *_) = live_files(archive, Layout())
+
+    def table(*chosen: str) -> list[str]:
+        listed = CliRunner().invoke(cli, ["--config", str(config), "archive", "ls", *chosen]).output
+        return [line.split()[0] for line in listed.splitlines() if file.name in line]
+
+    assert sorted(table()) == [f"{archive.root}/{file.name}", f"{other}/{file.name}"]
+    assert table("--forwarder", "other") == [file.name]
 
 
 def test_verify_finds_nothing_in_what_is_well(archive: LocalStore, run: Run) -> None:

@@ -84,6 +84,13 @@ def test_a_worker_has_the_settings_of_its_destination_and_the_batches_that_suit_
     assert (mongodb.own.database, mongodb.queue.ahead) == ("d", 10_000)
 
 
+def test_a_worker_that_binds_nothing_has_no_binding_keys(tmp_path: Path) -> None:
+    keys = '[workers.mongodb]\nbinding_keys = ["a.*"]\n'
+    with pytest.raises(SettingsError, match="binding_keys: nothing is bound without an exchange"):
+        load(write(tmp_path, keys), {})
+    assert load(write(tmp_path, f'{keys}exchange = "events"\n'), {}).workers[0].queue.binding_keys == ["a.*"]
+
+
 def test_the_minimal_file_is_the_defaults_but_for_what_it_says() -> None:
     settings = load(ETC / "collector.minimal.toml", {})
 
