@@ -147,12 +147,12 @@ def test_a_flusher_that_dies_at_once_has_no_memory_worth_telling(
 
 
 def test_a_table_says_what_every_side_did_and_rounds_no_figure_to_its_target() -> None:
-    rows = [Row("collector", 54321, 18.24, 3.14159, 43.2), Row("nginx", 67_901.25)]
+    rows = [Row("collector", 54321, 18.24, 5.06, 3.14159, 43.2), Row("nginx", 67_901.25)]
     missed = Figures("pixel", 1, "GET", 0.7998, at_least=0.8, rows=rows)
 
     assert "0.7998 (at least 0.8) NOT MET" in str(missed)
     (line,) = [each for each in table([missed]).splitlines() if "pixel" in each]
-    sides = "collector 54,321/s, 18.2 µs, p99 3.1 ms, 43 MB; nginx 67,901/s"
+    sides = "collector 54,321/s, 18.2 µs, wrk 5.1 µs, p99 3.1 ms, 43 MB; nginx 67,901/s"
     assert line == f"| 1 | `pixel`: GET | ≥ 0.8 | 0.7998 | {sides} | **no** |"
     assert Figures("pixel", 1, "GET", 0.8123, at_least=0.8).measured() == "0.81"
     assert Figures("pixel", 1, "GET", 1.1004, at_most=1.1).measured() == "1.1004"

@@ -48,7 +48,7 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
         if panel.log_y:
             axis.set_yscale("log")
         else:
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.1 * max((max(curve.y) for curve in panel.curves), default=0) or 1)
         if any(curve.label for curve in panel.curves):
             axis.legend()
         axis.grid(alpha=0.3)
