@@ -1,7 +1,6 @@
 """Give up the queue of a forwarder that is not there any more: its events count as dropped by a person."""
 
 import contextlib
-import errno
 import hashlib
 import os
 from collections.abc import Iterable
@@ -10,9 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from spool.ballast import Ballast
+from spool.ballast import Ballast, is_full
 from spool.cursor import read_mark
-from spool.directory import SEALED_SUFFIX, SpoolDirectory, fsync_directory
+from spool.directory import SEALED_SUFFIX, SpoolDirectory, SpoolError, fsync_directory
 from spool.item import LINK_SEPARATOR, item_of_link
 from spool.ledger import Ledger, read_account
 from spool.outcome import NOTHING, Outcome
@@ -33,8 +32,8 @@ class Forgotten:
 def forget(directory: SpoolDirectory, forwarder: str, *, dry_run: bool = False) -> Forgotten:
     """Drop the queue of ``forwarder``, which no flusher works on. Its quarantine and its counters stay.
 
-    Interrupted and called again, it goes on. Errors: FileNotFoundError when there is no such queue; OSError, also when
-    the disk takes no rows of the ledger: nothing leaves the queue without its row.
+    Interrupted and called again, it goes on. Errors: FileNotFoundError when there is no such queue; OSError; SpoolError
+    when the disk takes no rows of the ledger: nothing leaves the queue without its row.
 
     Why a rename first: nobody puts anything into a queue that has another name.
     """
@@ -87,8 +86,8 @@ def _drop(directory: SpoolDirectory, forwarder: str, place: Path, found: Forgott
                 ledger.add_all(forwarder, ends)
                 for part in parts:
                     ledger.replayed(forwarder, *part)
-                if ledger.waiting:
-                    _make_room(directory, ledger, (place / name for name in some))
+                if ledger.failure:
+                    _write_rows(directory, ledger, (place / name for name in some))
                 for name in some:
                     (place / name).unlink(missing_ok=True)
     if not dry_run:
@@ -98,16 +97,18 @@ def _drop(directory: SpoolDirectory, forwarder: str, place: Path, found: Forgott
         fsync_directory(directory.queue_root)
 
 
-def _make_room(directory: SpoolDirectory, ledger: Ledger, paths: Iterable[Path]) -> None:
-    """Get the rows of these segments onto a full disk: they need less room than any of them. Errors: OSError."""
-    Ballast(directory).release()
+def _write_rows(directory: SpoolDirectory, ledger: Ledger, paths: Iterable[Path]) -> None:
+    """Get the rows of these segments onto a disk that did not take them. On a full one they need less room than any of
+    the segments. Errors: SpoolError when they are not there then."""
+    if ledger.failure and is_full(ledger.failure):
+        Ballast(directory).release()
     ledger.retry()
     for path in paths:
-        if not ledger.waiting:
-            return
+        if not (ledger.failure and is_full(ledger.failure)):
+            break
         if path.lstat().st_nlink == 1:  # the others give back nothing
             path.unlink()
             fsync_directory(path.parent)  # ext4 hands freed blocks out again once the unlink is in its journal
             ledger.retry()
-    if ledger.waiting:
-        raise OSError(errno.ENOSPC, "no room for the ledger; make some, and do it again", str(directory.ledger))
+    if ledger.failure:
+        raise SpoolError(f"{directory.ledger}: {ledger.failure}; nothing leaves the queue unsaid") from ledger.failure

@@ -56,7 +56,8 @@ class Ledger:
 
     Owner:   one thread; any number of threads and processes may have their own at the same time.
     Durable: `add` returned: its rows survive a power cut, unless the disk does not take them. `handed`: see above.
-    Errors:  none from the disk: rows wait in memory, with one line in the log. ``waiting`` is how many do.
+    Errors:  none from the disk: rows wait in memory, with one line in the log. ``waiting`` is how many do, ``failure``
+             why.
     """
 
     def __init__(self, directory: SpoolDirectory, *, wall_ns: Callable[[], int] = time.time_ns) -> None:
@@ -65,7 +66,7 @@ class Ledger:
         self._waiting: dict[str, list[bytes]] = {}
         self._descriptors: dict[str, int] = {}
         self._fold_at: dict[str, int] = {}
-        self._failing = False
+        self.failure: OSError | SpoolError | None = None
 
     @property
     def waiting(self) -> int:
@@ -138,14 +139,14 @@ class Ledger:
                     os.fdatasync(descriptor)
                 if count > self._fold_at.get(forwarder, FOLD_ROWS):
                     self._fold(forwarder)
-            self._failing = False
+            self.failure = None
         except (OSError, SpoolError) as exc:
-            if not self._failing:
-                self._failing = True
+            if self.failure is None:
                 log.error(
                     "the ledger cannot be written; forwarding goes on, its rows wait in memory",
                     extra={"forwarder": forwarder, "rows": len(waiting), "error": str(exc)},
                 )
+            self.failure = exc
 
     @contextlib.contextmanager
     def _locked(self, forwarder: str) -> Iterator[int]:
