@@ -48,7 +48,7 @@ class Piece(NamedTuple):
 
 @dataclass
 class Batch:
-    """One batch. ``pieces`` is emptied by `QueueReader.decode`, which fills ``events``.
+    """One batch. ``pieces`` is emptied by `BatchDecoder.decode`, which fills ``events``.
 
     ``ranges`` is what the cursor is told; ``finished`` are the segments that hold nothing behind it.
     ``count`` and ``size`` are events and bytes of payload, before names are looked at. ``full``: it was not for want

@@ -23,19 +23,21 @@ from concurrent.futures import Future
 from typing import Final
 
 from forwarders.batch import Batch
+from forwarders.batch_decoder import BatchDecoder
 from forwarders.contract import Forwarder, Unavailable
 from forwarders.delivery import Delivery
 from forwarders.flush_settings import Configured, Wanted
 from forwarders.lag_limit import LagLimit
 from forwarders.orders import Orders
 from forwarders.progress import Progress
-from forwarders.queue_reader import CannotQuarantine, QueueReader
+from forwarders.queue_reader import QueueReader
 from forwarders.refusals import Refusals
 from forwarders.skipping import Choice, Skipped, dropped, leave_out, skipped
 from forwarders.standing import Standing
 from forwarders.status import Gauges, StatusFile
 from forwarders.suspicion import Suspicion
 from forwarders.trial import decode_and_send, survives
+from forwarders.unreadable import CannotQuarantine, Unreadable
 from spool.ballast import Ballast
 from spool.cursor import Cursor, Range
 from spool.directory import SpoolDirectory, SpoolError
@@ -84,12 +86,14 @@ class Lane:
         self._wall_ns = wall_ns
         self._queue = Queue(directory, self.name, optional=optional, monotonic=monotonic)
         self._lag_limit = LagLimit(configured.flush, monotonic=monotonic, wall_ns=wall_ns)
+        unreadable = Unreadable(self._queue.path, quarantine, range_quarantined=range_quarantined)
+        self._decoder = BatchDecoder(unreadable)
         self._reader = QueueReader(
             self._queue,
-            quarantine,
+            self._decoder,
+            unreadable,
             max_events=self._flush.batch_max_events,
             max_bytes=self._flush.batch_max_bytes,
-            range_quarantined=range_quarantined,
             monotonic=monotonic,
         )
         path = self._queue.path / ".cursor"
@@ -270,7 +274,7 @@ class Lane:
 
     def _decode(self, batch: Batch) -> Delivery:
         try:
-            self._reader.decode(batch, self._wanted.choose)
+            self._decoder.decode(batch, self._wanted.choose)
         except BaseException:
             self._again, self._batch = tuple(batch.ranges), None  # half decoded: plan it anew
             raise

@@ -1,9 +1,12 @@
 """Read a forwarder's queue: where it is, what waits, and the batches from there on.
 
-What cannot be read goes to quarantine here, for all forwarders once: damaged ranges, records that do not decode, files
-that are no segments. A segment that the disk does not give now (EIO, EACCES) is set aside for a minute, and the
-others go on. So is one that is encrypted with a key that is not here: nothing is wrong with it, and nothing of it goes
-to quarantine.
+Batches are planned here, and decoded later (batch_decoder.py). What is damaged goes to quarantine as it is come upon
+(unreadable.py); a segment that cannot be read now is set aside, and the others go on (aside.py).
+
+Owns:   the forwarder's place in its queue, which it changes as batches are done (`QueueReader.advance`). `Progress`
+        writes it down, and takes out of it what it has unlinked.
+Owner:  the forwarder's thread.
+Errors: CannotQuarantine where a batch is planned; OSError there where no single segment is to blame.
 """
 
 import errno
@@ -12,36 +15,29 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from formats.envelope import decode_slots
-from formats.event import Event, FormatError
-from forwarders.batch import BEGIN, Batch, Piece, Position, decode_record
+from forwarders.aside import ASIDE_S, Aside
+from forwarders.batch import BEGIN, Batch, Piece, Position
+from forwarders.batch_decoder import BatchDecoder
+from forwarders.unreadable import Unreadable
 from spool.cursor import MAX_RANGES, Mark, Range
-from spool.directory import SpoolError
 from spool.item import item_of_link
 from spool.key_name import KeyMissing
 from spool.outcome import NOTHING, Outcome
-from spool.quarantine import Quarantine
 from spool.queue import Queue
 from spool.reader import Damage, Record, SegmentReader, SegmentUnreadable
-from spool.record import RECORD_HEADER_BYTES, Origin, RecordType, decode_record_header, seed_of
+from spool.record import RECORD_HEADER_BYTES, RecordType, decode_record_header, seed_of
 from spool.seal import Sealed
 
 log = logging.getLogger(__name__)
 
-ASIDE_S: Final = 60.0
 _SEAL_BYTES: Final = RECORD_HEADER_BYTES + 8
 _NOT_THE_SEGMENTS_FAULT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-
-
-class CannotQuarantine(Exception):
-    """Something belongs in quarantine, and quarantine cannot be written: nothing may advance past it."""
 
 
 class QueueReader:
     """Where a forwarder is in its queue, and the batches from there on.
 
-    Owner: the forwarder's thread.
-    Memory: the batch it has given, and of a record that is cut over several batches the events still to come.
+    Memory: the batch it has given.
     ``begun``: the segments that are partly done, and how far. ``finishing``: those that are done and still linked.
     ``tallies``: what has become of the events of both. ``items``: of those that are replays of an item, what its seal
     says, for a person may drop it meanwhile.
@@ -50,11 +46,11 @@ class QueueReader:
     def __init__(
         self,
         queue: Queue,
-        quarantine: Quarantine,
+        decoder: BatchDecoder,
+        unreadable: Unreadable,
         *,
         max_events: int,
         max_bytes: int,
-        range_quarantined: Callable[[], None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.queue = queue
@@ -62,16 +58,13 @@ class QueueReader:
         self.finishing: set[str] = set()
         self.tallies: dict[str, Outcome] = {}
         self.items: dict[str, Sealed] = {}
-        self._quarantine = quarantine
+        self._decoder = decoder
+        self._unreadable = unreadable
         self._max_events = max_events
         self._max_bytes = max_bytes
-        self._range_quarantined = range_quarantined
-        self._monotonic = monotonic
-        self._aside: dict[str, float] = {}
-        self._locked: dict[str, str] = {}  # those set aside for want of a key, and what is said about it
+        self._aside = Aside(monotonic=monotonic)
         self._counted: set[str] = set()
         self._counted_events = 0
-        self._cut: tuple[str, Record, list[Event]] | None = None
 
     # Where it is
 
@@ -111,8 +104,7 @@ class QueueReader:
         for segment in batch.finished:
             self.begun.pop(segment, None)
             self.finishing.add(segment)
-        if self._cut and self.begun.get(self._cut[0]) is None:
-            self._cut = None
+        self._decoder.forget_all_but(self.begun)
         self._counted.clear()
         self._counted_events = 0
 
@@ -121,13 +113,12 @@ class QueueReader:
         self.tallies[segment] = self._tally(segment).plus(outcome)
         self.begun.pop(segment, None)
         self.finishing.add(segment)
-        if self._cut and self._cut[0] == segment:
-            self._cut = None
+        self._decoder.forget(segment)
 
     @property
     def key_missing(self) -> str | None:
         """What to say of segments that cannot be read because their key is not here; None: there are none."""
-        return next(iter(self._locked.values()), None)
+        return self._aside.key_missing
 
     # How much waits
 
@@ -143,7 +134,7 @@ class QueueReader:
         while self._counted_events < self._max_events:
             if len(self._counted) >= self._max_ranges():  # a batch has no more segments, however small they are
                 return True
-            segment = self.queue.next_segment(self._counted | self.finishing | self._aside.keys())
+            segment = self.queue.next_segment(self._counted | self.finishing | self._aside.segments)
             if segment is None:
                 return False
             self._counted.add(segment)
@@ -186,7 +177,7 @@ class QueueReader:
         return self._carry(batch)
 
     def _max_ranges(self) -> int:
-        return max(1, MAX_RANGES - len(self._aside.keys() & self.begun.keys()))  # those have to be carried
+        return max(1, MAX_RANGES - len(self._aside.segments & self.begun.keys()))  # those have to be carried
 
     def _carry(self, batch: Batch) -> Batch:
         """Add the place of segments that were begun and set aside: the cursor remembers one batch's ranges only.
@@ -203,16 +194,13 @@ class QueueReader:
 
     def _segments(self) -> Iterator[str]:
         """Segments to be read, those that are partly done first; each is asked for anew."""
-        now = self._monotonic()
-        if any(until <= now for until in self._aside.values()):
-            self._aside = {segment: until for segment, until in self._aside.items() if until > now}
-            self._locked = {segment: said for segment, said in self._locked.items() if segment in self._aside}
+        self._aside.end()
         done = set(self.finishing)
         for segment in list(self.begun):
-            if segment not in self._aside:
+            if segment not in self._aside.segments:
                 done.add(segment)
                 yield segment
-        while (found := self.queue.next_segment(done | self._aside.keys())) is not None:
+        while (found := self.queue.next_segment(done | self._aside.segments)) is not None:
             done.add(found)
             yield found
 
@@ -233,7 +221,7 @@ class QueueReader:
                     if until and Position(found[0], 0) >= until:
                         break
                     if isinstance(found, Damage):
-                        self._keep_damage(reader, found)
+                        self._unreadable.keep_damage(reader, found)
                         batch.damaged += 1
                         lost = Outcome(unknown=1) if found.events is None else Outcome(damaged=found.events)
                         batch.tell(segment, lost)
@@ -257,21 +245,19 @@ class QueueReader:
                 else:
                     position, ended = Position(reader.size, 0), True
         except SegmentUnreadable as exc:
-            position, ended = self._keep_file(segment, str(exc)), True
+            position, ended = Position(self._unreadable.keep_file(segment, str(exc)), 0), True
             batch.damaged += 1
             batch.tell(segment, Outcome(unknown=1))
         except FileNotFoundError:
             self._lost(segment)
             return True
         except KeyMissing as exc:
-            self._aside[segment] = self._monotonic() + ASIDE_S
-            if str(exc) not in self._locked.values():
+            if self._aside.put_locked(segment, str(exc)):
                 log.error("segments cannot be decrypted", extra={"segment": segment, "error": str(exc)})
-            self._locked[segment] = str(exc)
         except OSError as exc:
             if exc.errno in _NOT_THE_SEGMENTS_FAULT:
                 raise
-            self._aside[segment] = self._monotonic() + ASIDE_S
+            self._aside.put(segment)
             log.warning("segment set aside", extra={"segment": segment, "error": str(exc), "for_s": ASIDE_S})
         if ended:
             batch.finished.append(segment)
@@ -307,9 +293,10 @@ class QueueReader:
     def _found(self, reader: SegmentReader, position: Position) -> Iterator[Record | Damage]:
         """What the segment holds from a position on; a record that is being cut is not read again for each piece."""
         offset = position.offset
-        if self._cut and self._cut[0] == reader.name and self._cut[1].offset == offset:
-            yield self._cut[1]
-            offset = self._cut[1].end
+        cut = self._decoder.cut_at(reader.name, offset)
+        if cut is not None:
+            yield cut
+            offset = cut.end
         yield from reader.records(offset)
 
     def _room(self, batch: Batch, record: Record, start: int, max_records: int | None) -> int:
@@ -324,97 +311,3 @@ class QueueReader:
         if batch.records:
             return 0
         return max(1, min(left, self._max_events, self._max_bytes * left // max(1, size)))
-
-    # Decoding
-
-    def decode(self, batch: Batch, choose: Callable[[list[Event]], list[Event]]) -> None:
-        """Turn the batch's payloads into its events, those that ``choose`` gives back, and all of a replay: a person
-        wants those sent, and they leave quarantine afterwards. Those that are set aside are for quarantine, however
-        they came here. Errors: CannotQuarantine."""
-        pieces, batch.pieces = batch.pieces[::-1], []
-        current = pieces[-1].segment if pieces else ""
-        replay = item_of_link(current) is not None
-        while pieces:
-            segment, record, start, stop = pieces.pop()  # each payload is let go as soon as it is decoded
-            if segment != current:
-                batch.ends.append((len(batch.events), current))
-                current, replay = segment, item_of_link(segment) is not None
-            events = self._events_of(segment, record)
-            if not events and (erased := self._erased(record)) is not None:
-                events = [event for event in erased[start:stop] if event is not None]
-                batch.tell(segment, Outcome(dropped=stop - start - len(events)))
-            elif not events:
-                batch.tell(segment, Outcome(damaged=stop - start))
-            elif start or stop < record.event_count:
-                self._cut = (segment, record, events) if stop < record.event_count else None
-                events = events[start:stop]
-            chosen = events if replay else choose(events)
-            if len(chosen) < len(events):
-                batch.tell(segment, Outcome(skipped=len(events) - len(chosen)))
-            if aside := [event for event in chosen if event.set_aside]:
-                batch.set_aside.setdefault(segment, []).extend(aside)
-                batch.tell(segment, Outcome(quarantined=len(aside)))
-                chosen = [event for event in chosen if not event.set_aside]
-            batch.events += chosen
-        batch.ends.append((len(batch.events), current))
-
-    def _events_of(self, segment: str, record: Record) -> list[Event]:
-        """The events of a record; none of one that does not decode, which is then in quarantine."""
-        if self._cut and self._cut[:2] == (segment, record):
-            return self._cut[2]
-        try:
-            events = decode_record(record)
-            if len(events) == record.event_count:
-                return events
-            if self._erased(record) is not None:
-                return []
-            error = f"its header says {record.event_count} events, it holds {len(events)}"
-        except Exception as exc:  # noqa: BLE001  a decoder must not stop the way out, whatever it raises
-            error = f"{type(exc).__name__}: {exc}"
-        self._keep_record(segment, record, error)
-        return []
-
-    def _erased(self, record: Record) -> list[Event | None] | None:
-        """The events of a record of which a person has erased some, with None for those; None: it is no such record."""
-        uuid, offset, indexes = record.origin or Origin(record.uuid, record.offset)
-        try:
-            slots = decode_slots(record.payload, uuid, offset, indexes)
-        except FormatError:
-            return None
-        return slots if None in slots and len(slots) == record.event_count else None
-
-    # Quarantine
-
-    def _keep_damage(self, reader: SegmentReader, damage: Damage) -> None:
-        try:
-            is_new = self._quarantine.add_damage(reader, damage)
-        except (OSError, SpoolError) as exc:
-            raise CannotQuarantine(f"quarantine cannot be written: {exc}") from exc
-        if is_new:
-            self._range_quarantined()
-
-    def _keep_record(self, segment: str, record: Record, error: str) -> None:
-        damage = Damage(record.offset, record.end, f"the record does not decode: {error}", record.event_count)
-        try:
-            with SegmentReader(self.queue.path / segment) as reader:
-                if not reader.header.flags:
-                    self._keep_damage(reader, damage)
-                    return
-            payload = [record.payload]  # clear: in the segment it is of use to nobody
-            if self._quarantine.add_bytes(
-                segment, record.offset, record.end, payload, reason=damage.reason, events=damage.events
-            ):
-                self._range_quarantined()
-        except (OSError, SpoolError, SegmentUnreadable) as exc:
-            raise CannotQuarantine(f"{segment}: {exc}") from exc
-
-    def _keep_file(self, segment: str, reason: str) -> Position:
-        path = self.queue.path / segment
-        try:
-            is_new = self._quarantine.add_file(path, reason=reason)
-            size = path.lstat().st_size
-        except (OSError, SpoolError) as exc:
-            raise CannotQuarantine(f"quarantine cannot be written: {exc}") from exc
-        if is_new:
-            self._range_quarantined()
-        return Position(size, 0)

@@ -10,7 +10,7 @@ from formats.event import Event
 from forwarders.batch import Batch, Piece
 from forwarders.delivery import Delivery
 from forwarders.flush_settings import Counters
-from forwarders.queue_reader import CannotQuarantine
+from forwarders.unreadable import CannotQuarantine
 from spool.directory import SpoolError
 from spool.outcome import Held, Outcome
 from spool.quarantine import Quarantine, RefusedRecord

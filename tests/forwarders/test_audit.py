@@ -326,7 +326,7 @@ def test_a_disk_that_fails_in_hundreds_of_segments_does_not_stop_the_others(tmp_
     reader = bench.lane._reader
     for n in range(450):
         reader.begun[f"failing-{n}"] = Position(100, 0)
-        reader._aside[f"failing-{n}"] = bench.clock.now + 60
+        reader._aside.put(f"failing-{n}")
     ids = put(bench, *events(10))
     bench.work()
 

@@ -11,8 +11,8 @@ import pytest
 from spooled import WANTED, Bench, event, offsets_in
 
 from formats.envelope import encode_envelope
+from forwarders.aside import ASIDE_S
 from forwarders.flush_settings import FlushSettings, Names
-from forwarders.queue_reader import ASIDE_S
 from spool.cursor import MAX_RANGES
 from spool.writer import SpoolWriter
 

@@ -1,0 +1,104 @@
+"""Decode a batch: from the payloads of its records to the events that are to be sent, and what became of the others.
+
+Not before it is written down that the batch is about to be tried: a payload can take the process away. A record that
+does not decode goes to quarantine (unreadable.py), and the batch goes on without it.
+
+Owns:   the record that is cut over several batches: it is decoded once.
+Owner:  the forwarder's thread.
+Errors: CannotQuarantine; the batch is then half decoded, and has to be planned anew.
+"""
+
+from collections.abc import Callable, Container
+
+from formats.envelope import decode_slots
+from formats.event import Event, FormatError
+from forwarders.batch import Batch, decode_record
+from forwarders.unreadable import Unreadable
+from spool.item import item_of_link
+from spool.outcome import Outcome
+from spool.reader import Record
+from spool.record import Origin
+
+
+class BatchDecoder:
+    """Decodes one batch after the other.
+
+    Memory: of a record that is cut its payload and all its events, until the last of them is decoded or no more is
+            wanted of its segment.
+    """
+
+    def __init__(self, unreadable: Unreadable) -> None:
+        self._unreadable = unreadable
+        self._cut: tuple[str, Record, list[Event]] | None = None
+
+    def decode(self, batch: Batch, choose: Callable[[list[Event]], list[Event]]) -> None:
+        """Turn the batch's payloads into its events, those that ``choose`` gives back, and all of a replay: a person
+        wants those sent, and they leave quarantine afterwards. Those that are set aside are for quarantine, however
+        they came here. Errors: CannotQuarantine."""
+        pieces, batch.pieces = batch.pieces[::-1], []
+        current = pieces[-1].segment if pieces else ""
+        replay = item_of_link(current) is not None
+        while pieces:
+            segment, record, start, stop = pieces.pop()  # each payload is let go as soon as it is decoded
+            if segment != current:
+                batch.ends.append((len(batch.events), current))
+                current, replay = segment, item_of_link(segment) is not None
+            events = self._events_of(segment, record)
+            if not events and (erased := self._erased(record)) is not None:
+                events = [event for event in erased[start:stop] if event is not None]
+                batch.tell(segment, Outcome(dropped=stop - start - len(events)))
+            elif not events:
+                batch.tell(segment, Outcome(damaged=stop - start))
+            elif start or stop < record.event_count:
+                self._cut = (segment, record, events) if stop < record.event_count else None
+                events = events[start:stop]
+            chosen = events if replay else choose(events)
+            if len(chosen) < len(events):
+                batch.tell(segment, Outcome(skipped=len(events) - len(chosen)))
+            if aside := [event for event in chosen if event.set_aside]:
+                batch.set_aside.setdefault(segment, []).extend(aside)
+                batch.tell(segment, Outcome(quarantined=len(aside)))
+                chosen = [event for event in chosen if not event.set_aside]
+            batch.events += chosen
+        batch.ends.append((len(batch.events), current))
+
+    def cut_at(self, segment: str, offset: int) -> Record | None:
+        """The record at this place when it is the one that was cut: it need not be read again for each piece."""
+        if self._cut and self._cut[0] == segment and self._cut[1].offset == offset:
+            return self._cut[1]
+        return None
+
+    def forget(self, segment: str) -> None:
+        """No more is wanted of a segment."""
+        if self._cut and self._cut[0] == segment:
+            self._cut = None
+
+    def forget_all_but(self, segments: Container[str]) -> None:
+        """No more is wanted of any segment but these."""
+        if self._cut and self._cut[0] not in segments:
+            self._cut = None
+
+    def _events_of(self, segment: str, record: Record) -> list[Event]:
+        """The events of a record; none of one that does not decode, which is then in quarantine."""
+        if self._cut and self._cut[:2] == (segment, record):
+            return self._cut[2]
+        try:
+            events = decode_record(record)
+            if len(events) == record.event_count:
+                return events
+            if self._erased(record) is not None:
+                return []
+            error = f"its header says {record.event_count} events, it holds {len(events)}"
+        except Exception as exc:  # noqa: BLE001  a decoder must not stop the way out, whatever it raises
+            error = f"{type(exc).__name__}: {exc}"
+        self._unreadable.keep_record(segment, record, error)
+        return []
+
+    def _erased(self, record: Record) -> list[Event | None] | None:
+        """The events of a record of which a person has erased some, with None for those; None: it is no such record."""
+        uuid, offset, indexes = record.origin or Origin(record.uuid, record.offset)
+        try:
+            slots = decode_slots(record.payload, uuid, offset, indexes)
+        except FormatError:
+            return None
+        return slots if None in slots and len(slots) == record.event_count else None
