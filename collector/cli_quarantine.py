@@ -204,7 +204,7 @@ def _chosen(
 
 def _check_owner(settings: "Settings", place: "Quarantine", owner: str | None) -> None:
     """A slip of the pen must not look like an empty quarantine."""
-    from spool.quarantine import DAMAGE_OWNER
+    from spool.damaged_bytes import DAMAGE_OWNER
 
     _check_known(owner, {DAMAGE_OWNER, *place.owners(), *_forwarders(settings)})
 

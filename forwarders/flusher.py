@@ -30,7 +30,6 @@ from spool.directory import SEALED_SUFFIX, SpoolDirectory, SpoolError
 from spool.flusher_lock import Locked, flusher_lock
 from spool.ledger import Ledger
 from spool.oddities import Oddities
-from spool.quarantine import Quarantine
 from spool.queue import Queue, distribute, start_queue
 from spool.recovery import salvage_orphans, sweep_tmp
 from spool.retention import Retention, is_from_retention
@@ -318,7 +317,7 @@ class Flusher:
             self._directory,
             configured,
             status=status,
-            quarantine=Quarantine(self._directory, ballast=self._ballast),
+            ballast=self._ballast,
             released=lambda size: self._count("released_bytes_total", size),
             range_quarantined=lambda: self._count("quarantined_ranges_total", 1),
             optional=self._relief.optional,

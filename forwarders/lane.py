@@ -40,11 +40,12 @@ from forwarders.trial import decode_and_send, survives
 from forwarders.unreadable import CannotQuarantine, Unreadable
 from spool.ballast import Ballast
 from spool.cursor import Cursor, Range
+from spool.damaged_bytes import DamagedBytes
 from spool.directory import SpoolDirectory, SpoolError
 from spool.ledger import Ledger
 from spool.outcome import Outcome
-from spool.quarantine import Quarantine
 from spool.queue import Queue
+from spool.refused_events import RefusedEvents
 from spool.switch import Switch, SwitchedOff
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Lane:
         configured: Configured,
         *,
         status: StatusFile,
-        quarantine: Quarantine,
+        ballast: Ballast,
         released: Callable[[int], None],
         range_quarantined: Callable[[], None],
         optional: Container[str] = (),
@@ -81,12 +82,13 @@ class Lane:
         self._make = configured.make
         self._counters = configured.counters
         self._wanted = Wanted(configured.flush)
-        self._refusals = Refusals(quarantine, self.name, configured.counters)
+        self._refusals = Refusals(RefusedEvents(directory, ballast=ballast), self.name, configured.counters)
         self._monotonic = monotonic
         self._wall_ns = wall_ns
         self._queue = Queue(directory, self.name, optional=optional, monotonic=monotonic)
         self._lag_limit = LagLimit(configured.flush, monotonic=monotonic, wall_ns=wall_ns)
-        unreadable = Unreadable(self._queue.path, quarantine, range_quarantined=range_quarantined)
+        damaged = DamagedBytes(directory, ballast=ballast)
+        unreadable = Unreadable(self._queue.path, damaged, range_quarantined=range_quarantined)
         self._decoder = BatchDecoder(unreadable)
         self._reader = QueueReader(
             self._queue,
@@ -97,7 +99,7 @@ class Lane:
             monotonic=monotonic,
         )
         path = self._queue.path / ".cursor"
-        cursor = Ballast(directory).spend_on(lambda: Cursor.open(path, instance=directory.instance))
+        cursor = ballast.spend_on(lambda: Cursor.open(path, instance=directory.instance))
         self._orders = Orders(Switch.forwarder(directory, self.name))
         self._standing = Standing(self.name, status, uniform=uniform, monotonic=monotonic)
         self._progress = Progress(

@@ -12,9 +12,10 @@ from forwarders.delivery import Delivery
 from forwarders.flush_settings import Counters
 from forwarders.unreadable import CannotQuarantine
 from spool.directory import SpoolError
+from spool.item import RefusedRecord
 from spool.outcome import Held, Outcome
-from spool.quarantine import Quarantine, RefusedRecord
 from spool.record import Origin
+from spool.refused_events import RefusedEvents
 
 
 class Refusals:
@@ -25,9 +26,9 @@ class Refusals:
     ``kept``: how many events this process put there.
     """
 
-    def __init__(self, quarantine: Quarantine, forwarder: str, counters: Counters) -> None:
+    def __init__(self, refused_events: RefusedEvents, forwarder: str, counters: Counters) -> None:
         self.kept = 0
-        self._quarantine = quarantine
+        self._refused_events = refused_events
         self._forwarder = forwarder
         self._counters = counters
         self._claimed: dict[bytes, int] = {}
@@ -80,9 +81,7 @@ class Refusals:
         """
         split = _split if whole_of is None else None
         try:
-            kept = self._quarantine.add_events(
-                self._forwarder, segment, refused, reason=reason, error=error, split=split
-            )
+            kept = self._refused_events.add(self._forwarder, segment, refused, reason=reason, error=error, split=split)
         except (OSError, SpoolError) as exc:
             raise CannotQuarantine(f"quarantine cannot be written: {exc}") from exc
         self._counters.add("quarantined_events_total", kept.new)

@@ -12,8 +12,8 @@ Errors: CannotQuarantine, from each call.
 from collections.abc import Callable
 from pathlib import Path
 
+from spool.damaged_bytes import DamagedBytes
 from spool.directory import SpoolError
-from spool.quarantine import Quarantine
 from spool.reader import Damage, Record, SegmentReader, SegmentUnreadable
 
 
@@ -27,15 +27,15 @@ class Unreadable:
     ``range_quarantined`` is called for each that was not in quarantine before.
     """
 
-    def __init__(self, queue: Path, quarantine: Quarantine, *, range_quarantined: Callable[[], None]) -> None:
+    def __init__(self, queue: Path, damaged: DamagedBytes, *, range_quarantined: Callable[[], None]) -> None:
         self._queue = queue
-        self._quarantine = quarantine
+        self._damaged = damaged
         self._range_quarantined = range_quarantined
 
     def keep_damage(self, reader: SegmentReader, damage: Damage) -> None:
         """Keep a damaged range of a segment that is being read."""
         try:
-            is_new = self._quarantine.add_damage(reader, damage)
+            is_new = self._damaged.add_damage(reader, damage)
         except (OSError, SpoolError) as exc:
             raise CannotQuarantine(f"quarantine cannot be written: {exc}") from exc
         if is_new:
@@ -50,7 +50,7 @@ class Unreadable:
                     self.keep_damage(reader, damage)
                     return
             payload = [record.payload]  # clear: in the segment it is of use to nobody
-            if self._quarantine.add_bytes(
+            if self._damaged.add_bytes(
                 segment, record.offset, record.end, payload, reason=damage.reason, events=damage.events
             ):
                 self._range_quarantined()
@@ -61,7 +61,7 @@ class Unreadable:
         """Keep a file that is no segment; how many bytes it has."""
         path = self._queue / segment
         try:
-            is_new = self._quarantine.add_file(path, reason=reason)
+            is_new = self._damaged.add_file(path, reason=reason)
             size = path.lstat().st_size
         except (OSError, SpoolError) as exc:
             raise CannotQuarantine(f"quarantine cannot be written: {exc}") from exc

@@ -1,6 +1,7 @@
 """One item of the quarantine: its names, its description, and the segment that refused events are kept in.
 
-What items are for, and how they come and go, is in `spool.quarantine`.
+What items are for, and how they go, is in `spool.quarantine`; how they come, in `spool.refused_events` and
+`spool.damaged_bytes`.
 """
 
 import itertools

@@ -26,9 +26,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spool.ballast import BALLAST_NAME, Ballast, is_full
+from spool.damaged_bytes import DamagedBytes
 from spool.directory import OPEN_SUFFIX, SEALED_SUFFIX, SpoolDirectory, SpoolError, fsync_directory
 from spool.oddities import Oddities
-from spool.quarantine import Quarantine
 from spool.reader import Damage, Record, SegmentReader, SegmentUnreadable
 from spool.record import Entry, RecordType, encode_records, encode_seal, encode_segment_header, seed_of
 
@@ -152,22 +152,22 @@ def _is(path: Path, descriptor: int) -> bool:
 
 
 def _salvage(directory: SpoolDirectory, path: Path, descriptor: int, ballast: Ballast) -> Salvaged:
-    quarantine = Quarantine(directory, ballast=ballast)
+    damaged = DamagedBytes(directory, ballast=ballast)
     size = os.fstat(descriptor).st_size
     if size == 0:
         return _remove(path, Salvaged(path.name, None))
     try:
         with SegmentReader(path) as reader:
-            return _salvage_readable(directory, reader, descriptor, quarantine, ballast)
+            return _salvage_readable(directory, reader, descriptor, damaged, ballast)
     except SegmentUnreadable as exc:
-        quarantine.add_file(path, reason=f"not a segment: {exc}")
+        damaged.add_file(path, reason=f"not a segment: {exc}")
         return _remove(path, Salvaged(path.name, None, damaged_ranges=1, damaged_bytes=size, lost_events=None))
 
 
 def _salvage_readable(
-    directory: SpoolDirectory, reader: SegmentReader, descriptor: int, quarantine: Quarantine, ballast: Ballast
+    directory: SpoolDirectory, reader: SegmentReader, descriptor: int, damaged: DamagedBytes, ballast: Ballast
 ) -> Salvaged:
-    found = _scan(reader, lambda damage: quarantine.add_damage(reader, damage))
+    found = _scan(reader, lambda damage: damaged.add_damage(reader, damage))
     if found.last is None:
         return _remove(reader.path, found.result)
     if found.cut < reader.size:

@@ -24,11 +24,13 @@ from formats.envelope import encode_envelope
 from formats.event import Event, Granularity, PayloadKind
 from spool.cipher import Keyring
 from spool.directory import SpoolDirectory
+from spool.item import RefusedRecord
 from spool.key_file import add_key
-from spool.quarantine import Quarantine, RefusedRecord
+from spool.quarantine import Quarantine
 from spool.queue import distribute, start_queue
 from spool.reader import Record
 from spool.record import Origin
+from spool.refused_events import RefusedEvents
 from spool.writer import SpoolWriter
 
 Run = Callable[..., Result]
@@ -95,7 +97,7 @@ def refuse(spool: SpoolDirectory, name: str) -> str:
     payload = encode_envelope("json", 1_790_000_000_001, [event(name)])
     record = RefusedRecord(Origin(name.encode().ljust(16), 64, ()), payload, 1, time.time_ns())
     segment = f"20261122T101500.000000Z-{record.origin.uuid.hex()}.seg"
-    assert Quarantine(spool).add_events("archive", segment, [record], reason="too large", error="413").new == 1
+    assert RefusedEvents(spool).add("archive", segment, [record], reason="too large", error="413").new == 1
     return next(item.name for item in Quarantine(spool).items("archive") if record.origin.uuid.hex() in item.name)
 
 
@@ -513,7 +515,7 @@ def test_items_of_one_name_are_told_apart_by_their_owners(run: Run, spool: Spool
     (record,) = (each for each in Quarantine(spool).contents(Quarantine(spool).items()[0]) if isinstance(each, Record))
     assert record.origin
     again = RefusedRecord(record.origin, record.payload, 1, time.time_ns())
-    Quarantine(spool).add_events("retired", f"{item.partition('.64')[0]}.seg", [again], reason="too odd")
+    RefusedEvents(spool).add("retired", f"{item.partition('.64')[0]}.seg", [again], reason="too odd")
     assert [each.name for each in Quarantine(spool).items()] == [item, item]
 
     for command in (("show",), ("replay",), ("drop", "--yes"), ("export", tmp_path)):

@@ -26,11 +26,13 @@ from spool import box, drafts
 from spool.cipher import Keyring
 from spool.directory import SpoolDirectory
 from spool.flusher_lock import flusher_lock
+from spool.item import RefusedRecord
 from spool.key_file import add_key
-from spool.quarantine import Quarantine, RefusedRecord
+from spool.quarantine import Quarantine
 from spool.queue import Queue, distribute
 from spool.reader import Record, SegmentReader
 from spool.record import Origin
+from spool.refused_events import RefusedEvents
 from spool.retention import Retention, retained_paths
 from spool.watermark import Watermark
 from spool.writer import SpoolWriter
@@ -110,7 +112,7 @@ def spool(request: pytest.FixtureRequest, tmp_path: Path) -> SpoolDirectory:
     quarantine = Quarantine(directory)
     payload = encode_envelope("json", 1, [event(300, hers=True), event(301, hers=False)])
     refused = RefusedRecord(Origin(b"u" * 16, 64, (3, 5)), payload, 2, 1)
-    quarantine.add_events("archive", SEGMENT, [refused], reason="no", error=f"bad {PERSON}")
+    RefusedEvents(directory).add("archive", SEGMENT, [refused], reason="no", error=f"bad {PERSON}")
     quarantine.replay(quarantine.items("archive")[0])
     return directory
 

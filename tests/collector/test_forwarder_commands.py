@@ -19,8 +19,10 @@ from collector.control_client import connect
 from formats.envelope import encode_envelope
 from formats.event import Event, Granularity, PayloadKind
 from spool.directory import SpoolDirectory
-from spool.quarantine import Quarantine, RefusedRecord
+from spool.item import RefusedRecord
+from spool.quarantine import Quarantine
 from spool.record import Origin
+from spool.refused_events import RefusedEvents
 from tests.services.child import free_port, wait_until
 from tests.services.collector import REPOSITORY, RunningCollector, archived_events
 
@@ -140,7 +142,7 @@ def test_what_is_in_quarantine_is_flushed_when_that_is_asked_for(tmp_path: Path)
         directory.queue(name)
     event = Event("Hello", 0, Granularity.HOURLY, PayloadKind.JSON, b"{}")
     refused = RefusedRecord(Origin(bytes(16), 64, (0,)), encode_envelope("json", 0, [event]), 1, 0)
-    Quarantine(directory).add_events("two", "x.seg", [refused], reason="the destination refused it")
+    RefusedEvents(directory).add("two", "x.seg", [refused], reason="the destination refused it")
 
     assert "would be sent" in run("forwarder", "flush", "two", "--quarantined", "--dry-run").stdout
     assert run("forwarder", "flush", "one", "--quarantined").stdout.endswith("all is delivered\n")

@@ -19,13 +19,16 @@ from collector.spool_import import Imported, NoRoom, import_spool
 from forwarders.flush_settings import FlushSettings
 from spool.audit import audit
 from spool.cursor import Cursor, Range
+from spool.damaged_bytes import DamagedBytes
 from spool.directory import SpoolDirectory, SpoolError
 from spool.flusher_lock import Locked
-from spool.quarantine import Quarantine, RefusedRecord
+from spool.item import RefusedRecord
+from spool.quarantine import Quarantine
 from spool.queue import distribute
 from spool.reader import SEAL_BYTES, SegmentReader
 from spool.record import Origin
 from spool.recovery import salvage_orphans
+from spool.refused_events import RefusedEvents
 from tests.forwarders.spooled import event, ids_in, offsets_in, put
 from tests.spool.dying import dying_everywhere
 from tests.spool.keys import all_bytes, keyring, with_keys
@@ -81,9 +84,9 @@ class Dead:
         kept = Quarantine(self.spool)
         for number in (1, 2):
             record = RefusedRecord(Origin(bytes([number] * 16), 64, (0,)), b"payload", 1, 10**18)
-            kept.add_events("archive", self.partly.name, [record], reason="refused")
+            RefusedEvents(self.spool).add("archive", self.partly.name, [record], reason="refused")
         assert kept.replay(kept.items("archive")[0])
-        kept.add_bytes(self.partly.name, 1, 2, [b"x"], reason="damaged")
+        DamagedBytes(self.spool).add_bytes(self.partly.name, 1, 2, [b"x"], reason="damaged")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from forwarders.contract import Forwarder
 from forwarders.flush_settings import Configured, FlushSettings
 from forwarders.lane import Lane
 from forwarders.status import StatusFile
+from spool.ballast import Ballast
 from spool.directory import SpoolDirectory
 from spool.quarantine import Quarantine
 from spool.queue import distribute
@@ -131,7 +132,7 @@ class Bench:
             self.directory,
             Configured(self.name, lambda: self.make(), self.flush, self.figures),
             status=status,
-            quarantine=Quarantine(self.directory),
+            ballast=Ballast(self.directory),
             released=lambda size: self.common.add("released_bytes_total", size),
             range_quarantined=lambda: self.common.add("quarantined_ranges_total"),
             monotonic=self.clock,

@@ -20,12 +20,13 @@ from forwarders.contract import Refused, Unavailable
 from spool.audit import Balance, audit, not_handed_out, settle
 from spool.directory import SpoolDirectory
 from spool.forget import forget
+from spool.item import RefusedRecord
 from spool.ledger import Ledger
 from spool.outcome import Outcome
-from spool.quarantine import RefusedRecord
 from spool.queue import distribute
 from spool.record import Origin
 from spool.recovery import sweep_tmp
+from spool.refused_events import RefusedEvents
 from tests.spool.dying import dying_everywhere
 
 
@@ -127,7 +128,7 @@ def give(bench: Bench, owner: str, ids: Sequence[str], segment: str) -> str:
         RefusedRecord(Origin(uuid, offset, (index,)), encode_envelope("json", RECEIVED_MS, [event(0, "odd")]), 1, 0)
         for uuid, offset, index in origins
     ]
-    bench.quarantine.add_events(owner, segment, records, reason="it did so too")
+    RefusedEvents(bench.directory).add(owner, segment, records, reason="it did so too")
     (item,) = bench.quarantine.items(owner)
     assert bench.quarantine.replay(item, to="fake")
     return item.link

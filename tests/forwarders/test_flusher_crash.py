@@ -16,8 +16,9 @@ import forwarders.batch
 from formats.envelope import encode_envelope
 from formats.event import Event
 from forwarders.contract import Unavailable
-from spool.quarantine import RefusedRecord
+from spool.item import RefusedRecord
 from spool.record import Origin
+from spool.refused_events import RefusedEvents
 
 
 class Outside:
@@ -328,7 +329,9 @@ def test_the_origin_of_a_condemned_record_that_was_moved_before_is_kept(tmp_path
     bench.destination.answer = outside.take
     origin = Origin(bytes(range(16)), 4096, (7,))
     payload = encode_envelope("json", 1, [event(666_666)])
-    bench.quarantine.add_events("fake", "elsewhere.seg", [RefusedRecord(origin, payload, 1, 1)], reason="refused")
+    RefusedEvents(bench.directory).add(
+        "fake", "elsewhere.seg", [RefusedRecord(origin, payload, 1, 1)], reason="refused"
+    )
     bench.quarantine.replay(bench.quarantine.items("fake")[0])
     run_until_it_lives(bench, killing(b"666666"))
 

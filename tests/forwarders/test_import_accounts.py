@@ -12,11 +12,12 @@ from forwarders.contract import Refused
 from spool.audit import Balance, audit
 from spool.dead_spool import Plan, dead_spool, plan_import
 from spool.imports import batches, open_imports
+from spool.item import RefusedRecord
 from spool.ledger import Ledger
-from spool.quarantine import RefusedRecord
 from spool.queue import distribute
 from spool.record import Origin
 from spool.recovery import sweep_tmp
+from spool.refused_events import RefusedEvents
 from tests.spool.dying import dying_everywhere
 
 
@@ -66,7 +67,7 @@ def keep_one_of_the_same_name(dead: Bench, own: Bench) -> None:
     """As a flusher would keep it, in an account of its own."""
     (item,) = dead.quarantine.items("fake")
     record = RefusedRecord(Origin(bytes(16), 64, (0,)), b"other", 1, 0)
-    kept = own.quarantine.add_events("fake", item.description.segment, [record], reason="another")
+    kept = RefusedEvents(own.directory).add("fake", item.description.segment, [record], reason="another")
     Ledger(own.directory).kept("fake", [each._replace(claimed=0) for each in kept.items])
     assert [each.name for each in own.quarantine.items("fake")] == [item.name]
 

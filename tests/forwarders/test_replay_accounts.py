@@ -18,10 +18,9 @@ from forwarders.skipping import Choice
 from spool.audit import Balance, audit, settle
 from spool.cursor import Cursor, Range, State
 from spool.forget import forget
-from spool.item import encode_item
+from spool.item import RefusedRecord, encode_item
 from spool.ledger import Ledger, ledger_path, read_account
 from spool.outcome import Held, Outcome, Row, RowKind
-from spool.quarantine import RefusedRecord
 from spool.queue import distribute
 from spool.record import Origin
 from tests.spool.dying import dying_everywhere

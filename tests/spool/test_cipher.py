@@ -6,13 +6,16 @@ import pytest
 
 from spool.box import MAGIC
 from spool.cipher import Keyring
+from spool.damaged_bytes import DamagedBytes
 from spool.directory import SpoolDirectory
+from spool.item import RefusedRecord
 from spool.key_file import KeyFileError, add_key, read_keys
 from spool.key_name import KeyMissing
-from spool.quarantine import Quarantine, QuarantineError, RefusedRecord
+from spool.quarantine import Quarantine, QuarantineError
 from spool.reader import Record, SegmentReader
 from spool.record import Origin, SegmentHeader, encode_record, encode_segment_header, seed_of
 from spool.recovery import salvage_orphans
+from spool.refused_events import RefusedEvents
 from spool.unsynced import Unsynced
 from spool.writer import SpoolWriter
 from tests.spool.keys import all_bytes, key_line, keyring, with_keys, write_keys
@@ -187,11 +190,11 @@ def test_quarantine_is_encrypted_and_with_the_key_can_be_shown_replayed_and_expo
     segment = write(directory, SECRET)
     kept = Quarantine(directory)
     refused = [RefusedRecord(Origin(bytes(16), 64, (1,)), SECRET, 1, 10**18)]
-    assert kept.add_events("archive", segment.name, refused, reason="refused", error=ERROR)[:2] == (1, 0)
-    again = Quarantine(directory).add_events("archive", segment.name, refused, reason="refused", error=ERROR)
+    assert RefusedEvents(directory).add("archive", segment.name, refused, reason="refused", error=ERROR)[:2] == (1, 0)
+    again = RefusedEvents(directory).add("archive", segment.name, refused, reason="refused", error=ERROR)
     assert again[:2] == (0, 0)  # known
-    assert kept.add_bytes(segment.name, 64, 96, [LONG], reason="does not decode")
-    assert not Quarantine(directory).add_bytes(segment.name, 64, 96, [LONG], reason="does not decode")
+    assert DamagedBytes(directory).add_bytes(segment.name, 64, 96, [LONG], reason="does not decode")
+    assert not DamagedBytes(directory).add_bytes(segment.name, 64, 96, [LONG], reason="does not decode")
     directory.queue("archive")
 
     assert b"anna@" not in all_bytes(directory)
@@ -223,7 +226,7 @@ def test_quarantine_is_encrypted_and_with_the_key_can_be_shown_replayed_and_expo
 
 def test_a_box_that_was_changed_says_so(directory: SpoolDirectory, tmp_path: Path) -> None:
     kept = Quarantine(directory)
-    kept.add_bytes("s.seg", 0, 3, [b"x" * 3_000_000], reason="damaged")
+    DamagedBytes(directory).add_bytes("s.seg", 0, 3, [b"x" * 3_000_000], reason="damaged")
     (item,) = kept.items()
     whole = item.path.read_bytes()
     assert whole.startswith(MAGIC)

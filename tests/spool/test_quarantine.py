@@ -12,14 +12,17 @@ from made_segments import NS, UUID, segment_bytes, write_segment
 from small_disks import fill
 
 from spool.audit import audit
+from spool.damaged_bytes import DamagedBytes
 from spool.directory import SpoolDirectory, segment_stem
+from spool.item import RefusedRecord
 from spool.ledger import Ledger, ledger_path
 from spool.outcome import ROW_BYTES
-from spool.quarantine import Item, Quarantine, QuarantineError, RefusedRecord
+from spool.quarantine import Item, Quarantine, QuarantineError
 from spool.queue import Queue, distribute
 from spool.reader import Damage, Record, SegmentReader
 from spool.record import Origin
 from spool.recovery import sweep_tmp
+from spool.refused_events import RefusedEvents
 
 STEM = segment_stem(NS, UUID)
 SEGMENT = f"{STEM}.seg"
@@ -33,7 +36,17 @@ def directory(tmp_path: Path) -> SpoolDirectory:
 
 @pytest.fixture
 def quarantine(directory: SpoolDirectory) -> Quarantine:
-    return Quarantine(directory, wall_ns=lambda: NS)
+    return Quarantine(directory)
+
+
+@pytest.fixture
+def refused_events(directory: SpoolDirectory) -> RefusedEvents:
+    return RefusedEvents(directory, wall_ns=lambda: NS)
+
+
+@pytest.fixture
+def damaged(directory: SpoolDirectory) -> DamagedBytes:
+    return DamagedBytes(directory)
 
 
 def refused(*indexes: int, offset: int = 64, uuid: bytes = UUID) -> list[RefusedRecord]:
@@ -55,7 +68,7 @@ def all_events(quarantine: Quarantine, owner: str | None = None) -> list[int]:
 
 def flush(directory: SpoolDirectory, forwarder: str, refuse: Sequence[int] = ()) -> Iterator[Origin]:
     """Work through a queue as a flusher does; yields what is sent, less what the destination refuses."""
-    queue, quarantine = Queue(directory, forwarder), Quarantine(directory, wall_ns=lambda: NS + 10**9)
+    queue, refused_events = Queue(directory, forwarder), RefusedEvents(directory, wall_ns=lambda: NS + 10**9)
     while (segment := queue.next_segment()) is not None:
         again = []
         with SegmentReader(queue.path / segment) as reader:
@@ -66,7 +79,7 @@ def flush(directory: SpoolDirectory, forwarder: str, refuse: Sequence[int] = ())
                     again.append(RefusedRecord(part.origin, part.payload, part.event_count, part.received_ns))
                 else:
                     yield part.origin
-        quarantine.add_events(forwarder, segment, again, reason="refused again")
+        refused_events.add(forwarder, segment, again, reason="refused again")
         assert queue.finish(segment) == 0
 
 
@@ -74,11 +87,11 @@ def flush(directory: SpoolDirectory, forwarder: str, refuse: Sequence[int] = ())
 
 
 def test_refused_events_are_kept_with_their_origin_and_the_reason(
-    directory: SpoolDirectory, quarantine: Quarantine
+    directory: SpoolDirectory, quarantine: Quarantine, refused_events: RefusedEvents
 ) -> None:
     records = [*refused(3, 5), RefusedRecord(Origin(OTHER, 900), b"a whole record", 7, NS)]
 
-    assert quarantine.add_events("influxdb", SEGMENT, records, reason="refused", error="400: no", attempts=2).new == 9
+    assert refused_events.add("influxdb", SEGMENT, records, reason="refused", error="400: no", attempts=2).new == 9
 
     (item,) = quarantine.items()
     assert (item.name, item.owner, item.kind, item.queued) == (f"{STEM}.64-900", "influxdb", "events", ())
@@ -105,48 +118,53 @@ def test_refused_events_are_kept_with_their_origin_and_the_reason(
 
 def test_a_batch_repeated_after_a_crash_keeps_nothing_twice(directory: SpoolDirectory) -> None:
     for attempt in (1, 2, 3):
-        quarantine = Quarantine(directory)
-        kept = quarantine.add_events("influxdb", SEGMENT, refused(3, 5), reason="refused")
+        kept = RefusedEvents(directory).add("influxdb", SEGMENT, refused(3, 5), reason="refused")
         assert kept[:2] == ((2, 0) if attempt == 1 else (0, 0))
         assert [(each.events, each.claimed) for each in kept.items] == [(2, 2)]
 
-        (item,) = quarantine.items()
+        (item,) = Quarantine(directory).items()
         assert item.description.attempts == attempt
         assert item.description.events == 2
     assert all_events(Quarantine(directory)) == [3, 5]
 
 
-def test_a_batch_cut_differently_keeps_only_what_is_new(directory: SpoolDirectory, quarantine: Quarantine) -> None:
-    quarantine.add_events("influxdb", SEGMENT, refused(3, 5), reason="refused")
-    quarantine.add_events("influxdb", SEGMENT, refused(1, offset=500), reason="refused")
+def test_a_batch_cut_differently_keeps_only_what_is_new(
+    directory: SpoolDirectory, quarantine: Quarantine, refused_events: RefusedEvents
+) -> None:
+    refused_events.add("influxdb", SEGMENT, refused(3, 5), reason="refused")
+    refused_events.add("influxdb", SEGMENT, refused(1, offset=500), reason="refused")
 
-    for again in (quarantine, Quarantine(directory)):
-        again.add_events("influxdb", SEGMENT, [*refused(5, 9), *refused(1, offset=500)], reason="refused")
+    for again in (refused_events, RefusedEvents(directory)):
+        again.add("influxdb", SEGMENT, [*refused(5, 9), *refused(1, offset=500)], reason="refused")
 
-        assert all_events(again) == [1, 3, 5, 9]
+        assert all_events(quarantine) == [1, 3, 5, 9]
     assert [item.name for item in quarantine.items()] == [f"{STEM}.{end}" for end in ("500-500", "64-64", "64-64.2")]
 
 
-def test_events_of_other_records_segments_and_forwarders_are_their_own(quarantine: Quarantine) -> None:
+def test_events_of_other_records_segments_and_forwarders_are_their_own(
+    quarantine: Quarantine, refused_events: RefusedEvents
+) -> None:
     other_segment = segment_stem(NS + 5000, OTHER) + ".seg"
 
     for forwarder in ("influxdb", "mongodb"):
         for segment, uuid in ((SEGMENT, UUID), (other_segment, OTHER)):
             for offset in (64, 500):
                 records = refused(3, offset=offset, uuid=uuid)
-                assert quarantine.add_events(forwarder, segment, records, reason="no").new == 1
+                assert refused_events.add(forwarder, segment, records, reason="no").new == 1
 
     assert len(quarantine.items()) == 8
     assert len(quarantine.items("mongodb")) == 4
 
 
-def test_a_dropped_item_that_is_refused_again_is_kept_again(directory: SpoolDirectory, quarantine: Quarantine) -> None:
-    quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused")
+def test_a_dropped_item_that_is_refused_again_is_kept_again(
+    quarantine: Quarantine, refused_events: RefusedEvents
+) -> None:
+    refused_events.add("influxdb", SEGMENT, refused(3), reason="refused")
     (item,) = quarantine.items()
 
-    assert Quarantine(directory).drop(item) == 1
+    assert quarantine.drop(item) == 1
     assert quarantine.items() == []
-    assert quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused").new == 1
+    assert refused_events.add("influxdb", SEGMENT, refused(3), reason="refused").new == 1
     assert all_events(quarantine) == [3]
 
 
@@ -154,9 +172,9 @@ def test_keeping_events_may_die_anywhere_and_be_done_again(memory_path: Path) ->
     spools: Iterator[int] = iter(range(1000))
 
     def add(directory: SpoolDirectory) -> None:
-        quarantine = Quarantine(directory)
-        quarantine.add_events("influxdb", SEGMENT, refused(3, 5), reason="refused")
-        quarantine.add_events("influxdb", SEGMENT, refused(5, 9), reason="refused")
+        refused_events = RefusedEvents(directory)
+        refused_events.add("influxdb", SEGMENT, refused(3, 5), reason="refused")
+        refused_events.add("influxdb", SEGMENT, refused(5, 9), reason="refused")
 
     for directory in dying_everywhere(lambda: SpoolDirectory.open(memory_path / str(next(spools))), add):
         sweep_tmp(directory)
@@ -170,8 +188,8 @@ def test_keeping_events_may_die_anywhere_and_be_done_again(memory_path: Path) ->
     assert next(spools) > 12
 
 
-def test_no_client_text_gets_into_names(quarantine: Quarantine) -> None:
-    quarantine.add_events("influxdb", "../..\n/etc/passwd ü.seg", refused(3), reason="refused")
+def test_no_client_text_gets_into_names(quarantine: Quarantine, refused_events: RefusedEvents) -> None:
+    refused_events.add("influxdb", "../..\n/etc/passwd ü.seg", refused(3), reason="refused")
 
     (item,) = quarantine.items()
     assert item.name == ".._..__etc_passwd__.64-64"
@@ -190,7 +208,7 @@ def test_a_damaged_range_is_kept_once_for_all_forwarders(directory: SpoolDirecto
     for forwarder in ("archive", "influxdb"):
         with SegmentReader(directory.queue(forwarder) / SEGMENT) as reader:
             (damage,) = (part for part in reader.records() if isinstance(part, Damage))
-            new.append(Quarantine(directory).add_damage(reader, damage))
+            new.append(DamagedBytes(directory).add_damage(reader, damage))
 
     assert new == [True, False]
     (item,) = Quarantine(directory).items()
@@ -200,9 +218,9 @@ def test_a_damaged_range_is_kept_once_for_all_forwarders(directory: SpoolDirecto
     assert item.description.events == 1
 
 
-def test_other_bytes_of_the_same_range_are_kept_as_well(quarantine: Quarantine) -> None:
+def test_other_bytes_of_the_same_range_are_kept_as_well(quarantine: Quarantine, damaged: DamagedBytes) -> None:
     for content in (b"one", b"two", b"one"):
-        quarantine.add_bytes(SEGMENT, 64, 67, iter([content]), reason="the record does not decode", events=4)
+        damaged.add_bytes(SEGMENT, 64, 67, iter([content]), reason="the record does not decode", events=4)
 
     assert {item.name: item.path.read_bytes() for item in quarantine.items()} == {
         f"{STEM}.64-67": b"one",
@@ -211,13 +229,13 @@ def test_other_bytes_of_the_same_range_are_kept_as_well(quarantine: Quarantine) 
 
 
 def test_a_whole_file_is_kept_by_a_link_and_outlives_its_queue(
-    directory: SpoolDirectory, quarantine: Quarantine
+    directory: SpoolDirectory, quarantine: Quarantine, damaged: DamagedBytes
 ) -> None:
     path = directory.queue("archive") / "foreign.seg"
     path.write_bytes(b"no segment")
 
-    assert quarantine.add_file(path, reason="not a segment")
-    assert not quarantine.add_file(path, reason="not a segment")
+    assert damaged.add_file(path, reason="not a segment")
+    assert not damaged.add_file(path, reason="not a segment")
     Queue(directory, "archive").finish(path.name)
 
     (item,) = quarantine.items()
@@ -228,7 +246,7 @@ def test_keeping_damage_may_die_anywhere_and_be_done_again(memory_path: Path) ->
     spools: Iterator[int] = iter(range(1000))
 
     def add(directory: SpoolDirectory) -> None:
-        Quarantine(directory).add_bytes(SEGMENT, 64, 67, iter([b"one"]), reason="damaged")
+        DamagedBytes(directory).add_bytes(SEGMENT, 64, 67, iter([b"one"]), reason="damaged")
 
     for directory in dying_everywhere(lambda: SpoolDirectory.open(memory_path / str(next(spools))), add):
         add(directory)
@@ -241,8 +259,8 @@ def test_keeping_damage_may_die_anywhere_and_be_done_again(memory_path: Path) ->
 # For a person
 
 
-def test_an_item_without_its_description_still_is_one(quarantine: Quarantine) -> None:
-    quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused")
+def test_an_item_without_its_description_still_is_one(quarantine: Quarantine, refused_events: RefusedEvents) -> None:
+    refused_events.add("influxdb", SEGMENT, refused(3), reason="refused")
     (item,) = quarantine.items()
     item.description_path.unlink()
 
@@ -255,7 +273,9 @@ def test_an_item_without_its_description_still_is_one(quarantine: Quarantine) ->
     assert item.description.reason == "the description is damaged"
 
 
-def test_foreign_files_in_quarantine_are_no_items(directory: SpoolDirectory, quarantine: Quarantine) -> None:
+def test_foreign_files_in_quarantine_are_no_items(
+    directory: SpoolDirectory, quarantine: Quarantine, refused_events: RefusedEvents
+) -> None:
     place = directory.quarantine("influxdb")
     (place / "notes.txt").write_text("remember the milk")
     (place / "notes.seg").write_text("remember the milk")
@@ -263,14 +283,14 @@ def test_foreign_files_in_quarantine_are_no_items(directory: SpoolDirectory, qua
     (directory.quarantine_root / "a file").write_text("hello")
 
     assert quarantine.items() == []
-    assert quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused").new == 1
+    assert refused_events.add("influxdb", SEGMENT, refused(3), reason="refused").new == 1
 
 
 def test_an_item_is_exported_once_per_place_whoever_else_has_one_of_its_name(
-    quarantine: Quarantine, tmp_path: Path
+    quarantine: Quarantine, refused_events: RefusedEvents, tmp_path: Path
 ) -> None:
     for owner in ("influxdb", "mongodb"):
-        quarantine.add_events(owner, SEGMENT, refused(3), reason="refused")
+        refused_events.add(owner, SEGMENT, refused(3), reason="refused")
     items = quarantine.items()
 
     assert [quarantine.export(each, tmp_path, dry_run=True) for each in items] == [True, True]
@@ -280,12 +300,14 @@ def test_an_item_is_exported_once_per_place_whoever_else_has_one_of_its_name(
         assert (tmp_path / each.owner / each.path.name).read_bytes() == each.path.read_bytes()
         description = json.loads((tmp_path / each.owner / each.description_path.name).read_text())
         assert (description["reason"], description["forwarder"]) == ("refused", each.owner)
-    quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused", error="once more")  # one attempt more
+    refused_events.add("influxdb", SEGMENT, refused(3), reason="refused", error="once more")  # one attempt more
     assert [quarantine.export(each, tmp_path) for each in quarantine.items()] == [False, False]
 
 
-def test_another_file_of_an_items_name_is_never_taken_for_its_copy(quarantine: Quarantine, tmp_path: Path) -> None:
-    quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused")
+def test_another_file_of_an_items_name_is_never_taken_for_its_copy(
+    quarantine: Quarantine, refused_events: RefusedEvents, tmp_path: Path
+) -> None:
+    refused_events.add("influxdb", SEGMENT, refused(3), reason="refused")
     (item,) = quarantine.items()
     quarantine.export(item, tmp_path)
     copies = [tmp_path / "influxdb" / path.name for path in (item.path, item.description_path)]
@@ -304,8 +326,9 @@ def test_another_file_of_an_items_name_is_never_taken_for_its_copy(quarantine: Q
 
 
 def test_an_export_that_dies_anywhere_leaves_only_whole_files_and_is_completed_by_the_next(memory_path: Path) -> None:
-    quarantine = Quarantine(SpoolDirectory.open(memory_path / "spool"))
-    quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused")
+    directory = SpoolDirectory.open(memory_path / "spool")
+    quarantine = Quarantine(directory)
+    RefusedEvents(directory).add("influxdb", SEGMENT, refused(3), reason="refused")
     (item,) = quarantine.items()
     whole = {path.name: path.read_bytes() for path in (item.path, item.description_path)}
     exports = itertools.count()
@@ -333,10 +356,10 @@ def test_an_export_that_dies_anywhere_leaves_only_whole_files_and_is_completed_b
 
 
 def test_a_replayed_item_leaves_quarantine_when_its_queue_is_done_with_it(
-    directory: SpoolDirectory, quarantine: Quarantine
+    directory: SpoolDirectory, quarantine: Quarantine, refused_events: RefusedEvents
 ) -> None:
     directory.queue("influxdb")
-    quarantine.add_events("influxdb", SEGMENT, refused(3, 5), reason="refused")
+    refused_events.add("influxdb", SEGMENT, refused(3, 5), reason="refused")
     (item,) = quarantine.items()
 
     assert quarantine.replay(item)
@@ -350,9 +373,11 @@ def test_a_replayed_item_leaves_quarantine_when_its_queue_is_done_with_it(
     assert Queue(directory, "influxdb").count == 0
 
 
-def test_what_is_refused_again_stays_with_one_attempt_more(directory: SpoolDirectory, quarantine: Quarantine) -> None:
+def test_what_is_refused_again_stays_with_one_attempt_more(
+    directory: SpoolDirectory, quarantine: Quarantine, refused_events: RefusedEvents
+) -> None:
     directory.queue("influxdb")
-    quarantine.add_events("influxdb", SEGMENT, refused(3, 5, 7), reason="refused", attempts=2)
+    refused_events.add("influxdb", SEGMENT, refused(3, 5, 7), reason="refused", attempts=2)
     (item,) = quarantine.items()
     quarantine.replay(item)
 
@@ -371,19 +396,23 @@ def test_what_is_refused_again_stays_with_one_attempt_more(directory: SpoolDirec
     assert all_events(quarantine) == [3, 7]
 
 
-def test_a_replay_goes_before_the_backlog(directory: SpoolDirectory, quarantine: Quarantine) -> None:
+def test_a_replay_goes_before_the_backlog(
+    directory: SpoolDirectory, quarantine: Quarantine, refused_events: RefusedEvents
+) -> None:
     write_segment(directory.queue("influxdb"), [b"event"])
-    quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused")
+    refused_events.add("influxdb", SEGMENT, refused(3), reason="refused")
     (item,) = quarantine.items()
     quarantine.replay(item)
 
     assert Queue(directory, "influxdb").next_segment() == f"0~influxdb~{STEM}.64-64.seg"
 
 
-def test_an_item_can_be_replayed_to_another_forwarder(directory: SpoolDirectory, quarantine: Quarantine) -> None:
+def test_an_item_can_be_replayed_to_another_forwarder(
+    directory: SpoolDirectory, quarantine: Quarantine, refused_events: RefusedEvents
+) -> None:
     directory.queue("mongodb")
     for forwarder in ("influxdb", "influxdb.eu"):
-        quarantine.add_events(forwarder, SEGMENT, refused(3, 5), reason="refused")
+        refused_events.add(forwarder, SEGMENT, refused(3, 5), reason="refused")
 
     for item in quarantine.items():
         assert quarantine.replay(item, to="mongodb")
@@ -395,11 +424,11 @@ def test_an_item_can_be_replayed_to_another_forwarder(directory: SpoolDirectory,
 
 
 def test_of_two_replays_of_an_item_the_one_that_ends_later_takes_nothing_away_that_is_kept_meanwhile(
-    directory: SpoolDirectory, quarantine: Quarantine
+    directory: SpoolDirectory, quarantine: Quarantine, refused_events: RefusedEvents
 ) -> None:
     for forwarder in ("influxdb", "mongodb"):
         directory.queue(forwarder)
-    quarantine.add_events("influxdb", SEGMENT, refused(3, 5), reason="refused")
+    refused_events.add("influxdb", SEGMENT, refused(3, 5), reason="refused")
     (item,) = quarantine.items()
     assert quarantine.replay(item)
     assert quarantine.replay(item, to="mongodb")
@@ -412,7 +441,7 @@ def test_of_two_replays_of_an_item_the_one_that_ends_later_takes_nothing_away_th
     assert quarantine.replay(item, to="mongodb")
     assert quarantine.replay(item)
     list(flush(directory, "influxdb"))
-    quarantine.add_events("influxdb", SEGMENT, refused(7), reason="refused")
+    refused_events.add("influxdb", SEGMENT, refused(7), reason="refused")
     list(flush(directory, "mongodb"))
     assert all_events(quarantine) == [7]
 
@@ -424,7 +453,7 @@ def test_a_replay_may_die_anywhere_and_no_event_is_lost_or_doubled(memory_path: 
     def prepare() -> SpoolDirectory:
         directory = SpoolDirectory.open(memory_path / str(next(spools)))
         directory.queue("influxdb")
-        Quarantine(directory).add_events("influxdb", SEGMENT, refused(3, 5), reason="refused")
+        RefusedEvents(directory).add("influxdb", SEGMENT, refused(3, 5), reason="refused")
         sent.clear()
         return directory
 
@@ -448,10 +477,12 @@ def test_a_replay_may_die_anywhere_and_no_event_is_lost_or_doubled(memory_path: 
     assert next(spools) > 12
 
 
-def test_dropping_an_item_stops_its_replay(directory: SpoolDirectory, quarantine: Quarantine) -> None:
+def test_dropping_an_item_stops_its_replay(
+    directory: SpoolDirectory, quarantine: Quarantine, refused_events: RefusedEvents
+) -> None:
     directory.queue("influxdb")
     directory.queue("mongodb")
-    quarantine.add_events("influxdb", SEGMENT, refused(3, 5), reason="refused")
+    refused_events.add("influxdb", SEGMENT, refused(3, 5), reason="refused")
     (item,) = quarantine.items()
     quarantine.replay(item)
     quarantine.replay(item, to="mongodb")
@@ -462,14 +493,16 @@ def test_dropping_an_item_stops_its_replay(directory: SpoolDirectory, quarantine
     assert quarantine.items() == []
 
 
-def test_what_cannot_be_replayed_says_why(directory: SpoolDirectory, quarantine: Quarantine) -> None:
+def test_what_cannot_be_replayed_says_why(
+    directory: SpoolDirectory, quarantine: Quarantine, refused_events: RefusedEvents, damaged: DamagedBytes
+) -> None:
     directory.queue("influxdb")
-    quarantine.add_bytes(SEGMENT, 64, 67, [b"one"], reason="damaged")
-    quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused")
-    events, damaged = quarantine.items()
+    damaged.add_bytes(SEGMENT, 64, 67, [b"one"], reason="damaged")
+    refused_events.add("influxdb", SEGMENT, refused(3), reason="refused")
+    events, damage = quarantine.items()
 
     with pytest.raises(QuarantineError, match="no records"):
-        quarantine.replay(damaged, to="influxdb")
+        quarantine.replay(damage, to="influxdb")
     with pytest.raises(QuarantineError, match="no queue of a forwarder 'nobody'"):
         quarantine.replay(events, to="nobody")
     assert not (directory.queue_root / "nobody").exists()
@@ -491,7 +524,7 @@ def test_on_a_full_disk_the_ballast_pays_for_the_item(small_disk: Path) -> None:
     (directory.tmp / "ballast").write_bytes(bytes(4 << 20))
     fill(small_disk)
 
-    assert Quarantine(directory).add_events("influxdb", SEGMENT, refused(3, 5), reason="refused").new == 2
+    assert RefusedEvents(directory).add("influxdb", SEGMENT, refused(3, 5), reason="refused").new == 2
 
     assert all_events(Quarantine(directory)) == [3, 5]
     assert not (directory.tmp / "ballast").exists()
@@ -499,27 +532,27 @@ def test_on_a_full_disk_the_ballast_pays_for_the_item(small_disk: Path) -> None:
 
 def test_with_no_room_at_all_nothing_counts_as_kept(small_disk: Path) -> None:
     directory = SpoolDirectory.open(small_disk / "spool")
-    quarantine = Quarantine(directory)
-    quarantine.add_events("influxdb", SEGMENT, refused(3), reason="refused")
+    quarantine, refused_events, damaged = Quarantine(directory), RefusedEvents(directory), DamagedBytes(directory)
+    refused_events.add("influxdb", SEGMENT, refused(3), reason="refused")
     fill(small_disk)
 
     for _ in range(2):
         with pytest.raises(OSError, match="No space left"):
-            quarantine.add_events("influxdb", SEGMENT, refused(5), reason="refused")
+            refused_events.add("influxdb", SEGMENT, refused(5), reason="refused")
         with pytest.raises(OSError, match="No space left"):
-            quarantine.add_bytes(SEGMENT, 64, 67, [b"one"], reason="damaged")
+            damaged.add_bytes(SEGMENT, 64, 67, [b"one"], reason="damaged")
     assert list(directory.tmp.iterdir()) == []
     assert all_events(quarantine) == [3]
 
     (small_disk / "filler").unlink()
-    assert quarantine.add_events("influxdb", SEGMENT, refused(5), reason="refused").new == 1
-    assert quarantine.add_bytes(SEGMENT, 64, 67, [b"one"], reason="damaged")
+    assert refused_events.add("influxdb", SEGMENT, refused(5), reason="refused").new == 1
+    assert damaged.add_bytes(SEGMENT, 64, 67, [b"one"], reason="damaged")
     assert all_events(quarantine) == [3, 5]
 
 
 def test_what_is_dropped_on_a_full_disk_is_accounted_for(small_disk: Path) -> None:
     directory = SpoolDirectory.open(small_disk / "spool")
-    kept = Quarantine(directory).add_events("influxdb", SEGMENT, refused(3, 5), reason="refused")
+    kept = RefusedEvents(directory).add("influxdb", SEGMENT, refused(3, 5), reason="refused")
     ledger = Ledger(directory)
     ledger.kept("influxdb", [each._replace(claimed=0) for each in kept.items])
     while ledger_path(directory, "influxdb").stat().st_size % 4096 < 4096 - ROW_BYTES:
@@ -535,10 +568,10 @@ def test_what_is_dropped_on_a_full_disk_is_accounted_for(small_disk: Path) -> No
 
 
 def test_an_item_whose_replay_ended_on_a_failing_disk_leaves_quarantine_later(
-    directory: SpoolDirectory, quarantine: Quarantine, monkeypatch: pytest.MonkeyPatch
+    directory: SpoolDirectory, quarantine: Quarantine, refused_events: RefusedEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory.queue("influxdb")
-    quarantine.add_events("influxdb", SEGMENT, refused(1), reason="no")
+    refused_events.add("influxdb", SEGMENT, refused(1), reason="no")
     (item,) = quarantine.items()
     quarantine.replay(item)
     queue = Queue(directory, "influxdb")

@@ -13,6 +13,7 @@ from plain import read_plain
 from small_disks import fill
 
 from spool.ballast import Ballast
+from spool.damaged_bytes import DamagedBytes
 from spool.directory import SpoolDirectory, segment_stem
 from spool.oddities import Oddities
 from spool.quarantine import Quarantine
@@ -143,7 +144,7 @@ def test_damage_in_the_middle_is_kept_once_and_the_records_behind_it_go_on(direc
         assert reader.seal is not None
         assert reader.seal.event_count == 3
         (_, damage, _) = reader.records()
-        assert not Quarantine(directory).add_damage(reader, damage)
+        assert not DamagedBytes(directory).add_damage(reader, damage)
 
 
 def test_zeros_that_were_never_written_are_cut_without_a_copy(directory: SpoolDirectory) -> None:
