@@ -27,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import uvloop
 from gunicorn.http.wsgi import base_environ
@@ -48,13 +49,25 @@ NOTIFY_EVERY = 5  # maintenance rounds
 SWEEP_EVERY = 10
 POLL_S = 0.02
 CLOSE_S = 1.0  # of graceful_timeout, kept for the last commit and app.close()
+ENDING = {signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT}
+
+# A new worker begins with the handlers of the master, which would take a signal to end and forget it: so these wait
+# from before the fork (`Worker.__init__`) until it has handlers of its own, and in the master until it has forked.
+os.register_at_fork(after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING))
 
 
 class Worker(base.Worker):  # type: ignore[misc]  # gunicorn has no types
     """One worker process. Everything happens on its loop, but for large bodies and waiting for the disk."""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+
     def init_process(self) -> None:
-        signal.signal(signal.SIGTERM, self.handle_exit)  # until now it was the master's, and would be lost
+        for number in ENDING:
+            quick = number in (signal.SIGQUIT, signal.SIGINT)
+            signal.signal(number, self.handle_quit if quick else self.handle_exit)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         self._loop = uvloop.new_event_loop()
         asyncio.set_event_loop(self._loop)
         self._wake = asyncio.Event()

@@ -154,6 +154,24 @@ def test_sigterm_while_the_worker_starts_is_not_forgotten(tmp_path: Path) -> Non
             assert time.monotonic() - began < 8  # graceful_timeout is 30
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
+def test_a_worker_that_is_told_to_end_before_it_has_begun_ends(tmp_path: Path, number: signal.Signals) -> None:
+    hooks = tmp_path / "hooks.py"
+    hooks.write_text(
+        "import os, pathlib\n"
+        "def post_fork(server, worker):\n"
+        "    told = pathlib.Path(os.environ['STATE'], 'told')\n"
+        "    if not told.exists():\n"
+        "        told.write_text(str(os.getpid()))\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+    )
+    with Server(tmp_path, "--config", str(hooks)) as server:
+        (told,) = server.lines("told")
+        wait_until_gone(int(told))
+
+        assert server.ask(get("/pid")).body != told.encode()
+
+
 def test_max_requests_replaces_workers_without_a_failed_request(tmp_path: Path) -> None:
     options = ("--workers", "2", "--max-requests", "100", "--max-requests-jitter", "50", "--log-level", "warning")
     with Server(tmp_path, *options) as server:
