@@ -33,7 +33,7 @@ def forget(directory: SpoolDirectory, forwarder: str, *, dry_run: bool = False) 
     """Drop the queue of ``forwarder``, which no flusher works on. Its quarantine and its counters stay.
 
     Interrupted and called again, it goes on. Errors: FileNotFoundError when there is no such queue; OSError; SpoolError
-    when the disk takes no rows of the ledger: nothing leaves the queue without its row.
+    when the disk takes no rows of the ledger: nothing leaves the queue without its row, but for what makes room for it.
 
     Why a rename first: nobody puts anything into a queue that has another name.
     """

@@ -133,10 +133,8 @@ class Ledger:
             return
         try:
             with self._locked(forwarder) as descriptor:
-                count = _write(descriptor, b"".join(waiting))
+                count = _write(descriptor, b"".join(waiting), sync=sync)
                 waiting.clear()
-                if sync:
-                    os.fdatasync(descriptor)
                 if count > self._fold_at.get(forwarder, FOLD_ROWS):
                     self._fold(forwarder)
             self.failure = None
@@ -214,7 +212,7 @@ def _open(path: Path) -> int:
     return descriptor
 
 
-def _write(descriptor: int, data: bytes) -> int:
+def _write(descriptor: int, data: bytes, *, sync: bool) -> int:
     """Append whole rows, or none; returns how many the file has then."""
     size = os.fstat(descriptor).st_size
     if size % ROW_BYTES:
@@ -223,6 +221,8 @@ def _write(descriptor: int, data: bytes) -> int:
     try:
         if os.write(descriptor, data) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if sync:
+            os.fdatasync(descriptor)
     except OSError:
         os.ftruncate(descriptor, size)
         raise

@@ -1,5 +1,7 @@
 """Giving up a queue where the disk is full."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ class Plenty:
     f_bavail, f_frsize = 1 << 30, 4096
 
 
-def queued(place: Path, *forwarders: str, ballast: bool = False) -> SpoolDirectory:
+def queued(place: Path, *forwarders: str, ballast: bool = False, full: bool = True) -> SpoolDirectory:
     """A spool with segments of two events in the queues of these, on a disk that is full then."""
     directory = SpoolDirectory.open(place / "spool")
     if ballast:
@@ -33,7 +35,8 @@ def queued(place: Path, *forwarders: str, ballast: bool = False) -> SpoolDirecto
     rows = ledger_path(directory, "gone")
     with rows.open("ab") as file:
         file.write(bytes(-rows.stat().st_size % 4096 // 80 * 80))  # no room for a row in the block that it ends in
-    fill(place)
+    if full:
+        fill(place)
     return directory
 
 
@@ -59,5 +62,24 @@ def test_a_full_disk_gives_its_ballast_or_what_is_forgotten_for_the_ledger(
     small_ext4: Path, others: tuple[str, ...], ballast: bool
 ) -> None:
     directory = queued(small_ext4, "gone", *others, ballast=ballast)
+    forget(directory, "gone")
+    assert (balance(directory).ok, balance(directory).outcome.dropped) == (True, 2 * SEGMENTS)
+
+
+def test_a_ledger_that_cannot_be_synced_is_not_taken_for_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = queued(tmp_path, "gone", full=False)
+
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", broken)
+        with pytest.raises(SpoolError, match=r"_ledger: .* Input/output error; nothing leaves the queue unsaid"):
+            forget(directory, "gone")
+    assert (balance(directory).missing, balance(directory).pending) == ({}, 2 * SEGMENTS)
+    assert (directory.tmp / "ballast").exists()
+
     forget(directory, "gone")
     assert (balance(directory).ok, balance(directory).outcome.dropped) == (True, 2 * SEGMENTS)
