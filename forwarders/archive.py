@@ -45,6 +45,7 @@ _HDFS: Final = re.compile(r"webhdfs://(\[[0-9A-Fa-f:.]+\]|[^\s:/@?#\[\]]+)(:[0-9
 _DIRECTORIES_REMEMBERED: Final = 10_000
 _PUTS_AT_ONCE: Final = 8
 _LINES_AT_ONCE: Final = 1000  # joined before they are compressed: bounds the copy of a batch in memory
+_LARGE: Final = 10_000  # events of a file that pay for a thread to compress them
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class _Files:
 
     def body(self, events: Sequence[Event]) -> Iterator[bytes]:
         """The bytes of a file, compressed; zstd does it for a large one while the next lines are written."""
-        compressor = self._large() if len(events) > _LINES_AT_ONCE else self._small()
+        compressor = self._large() if len(events) >= _LARGE else self._small()
         for start in range(0, len(events), _LINES_AT_ONCE):
             yield compressor.compress(self._encode(events[start : start + _LINES_AT_ONCE]))
         yield compressor.flush()
