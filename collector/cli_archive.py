@@ -168,22 +168,22 @@ def ls(
     from forwarders.archive_listing import live_files
 
     choice = choice_of(patterns, since, until)
+    chosen = list(archives(settings, forwarder))
     found = [
         {"archive": str(store), "file": each.name, "event": each.place.name, "bytes": each.size, "events": each.events,
          "since_ms": each.place.start_ms, "until_ms": each.place.end_ms}
-        for own, store, layout in archives(settings, forwarder)
+        for own, store, layout in chosen
         for each in _reading(partial(live_files, store, layout, choice))
     ]  # fmt: skip
     if as_json:
         click.echo(json.dumps(found))
         return
-    several = len({each["archive"] for each in found}) > 1
     rows = []
     for each in found:
         events = "" if each["events"] is None else str(each["events"])
-        file = f"{each['archive']}/{each['file']}" if several else str(each["file"])
-        rows.append([file, size(each["bytes"]), events])
-    columns(["FILE", "SIZE", "EVENTS"], rows)
+        rows.append([str(each["archive"]), str(each["file"]), size(each["bytes"]), events])
+    first = 0 if len(chosen) > 1 else 1
+    columns(["ARCHIVE", "FILE", "SIZE", "EVENTS"][first:], [row[first:] for row in rows])
 
 
 @archive.command()

@@ -67,7 +67,9 @@ class WorkerSettings:
                 raise ValueError(f"{key}: expected a name of at most 255 bytes")
         if self.queue and self.dead_letters_to == self.queue:
             raise ValueError("dead_letter_queue: expected another queue than the one that is read")
-        if not self.exchange and self.binding_keys != ["#"]:
+        if self.exchange and not self.binding_keys:
+            raise ValueError('binding_keys: expected at least one, such as "#"')
+        if not self.exchange and self.binding_keys not in ([], ["#"]):
             raise ValueError("binding_keys: nothing is bound without an exchange")
 
     @property

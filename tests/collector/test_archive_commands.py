@@ -166,12 +166,12 @@ def test_ls_says_of_which_archive_a_file_is_where_there_are_several(archive: Loc
     config.write_text(f'{config.read_text()}[forwarders.other]\ntype = "archive"\npath = "{other}"\n')
     (file, *_) = live_files(archive, Layout())
 
-    def table(*chosen: str) -> list[str]:
+    def table(*chosen: str) -> list[list[str]]:
         listed = CliRunner().invoke(cli, ["--config", str(config), "archive", "ls", *chosen]).output
-        return [line.split()[0] for line in listed.splitlines() if file.name in line]
+        return [line.split()[:2] for line in listed.splitlines() if file.name in line]
 
-    assert sorted(table()) == [f"{archive.root}/{file.name}", f"{other}/{file.name}"]
-    assert table("--forwarder", "other") == [file.name]
+    assert sorted(table()) == [[str(archive.root), file.name], [str(other), file.name]]
+    assert [row[0] for row in table("--forwarder", "other")] == [file.name]
 
 
 def test_verify_finds_nothing_in_what_is_well(archive: LocalStore, run: Run) -> None:

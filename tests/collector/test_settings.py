@@ -89,6 +89,10 @@ def test_a_worker_that_binds_nothing_has_no_binding_keys(tmp_path: Path) -> None
     with pytest.raises(SettingsError, match="binding_keys: nothing is bound without an exchange"):
         load(write(tmp_path, keys), {})
     assert load(write(tmp_path, f'{keys}exchange = "events"\n'), {}).workers[0].queue.binding_keys == ["a.*"]
+    none = "[workers.mongodb]\nbinding_keys = []\n"
+    assert load(write(tmp_path, none), {}).workers[0].queue.binding_keys == []
+    with pytest.raises(SettingsError, match="binding_keys: expected at least one"):
+        load(write(tmp_path, f'{none}exchange = "events"\n'), {})
 
 
 def test_the_minimal_file_is_the_defaults_but_for_what_it_says() -> None:
