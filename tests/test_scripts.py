@@ -13,6 +13,7 @@ from benchmarks import servers, spooled
 from benchmarks.figures import Figures, Row, table
 from benchmarks.load import PIXEL
 from benchmarks.options import Options
+from benchmarks.place import ARCHIVE, Place
 
 from spool.reader import Record, SegmentReader
 
@@ -144,6 +145,13 @@ def test_a_flusher_that_dies_at_once_has_no_memory_worth_telling(
 
     with pytest.raises(RuntimeError, match=r"the flusher ended with 1 and sent 0% of 1 segments"):
         spooled.flusher_memory(tmp_path, Options(backlog_mb=1))
+
+
+def test_a_flusher_that_leaves_events_out_gives_no_figure(tmp_path: Path) -> None:
+    place = Place(tmp_path, "lossy", block=f'{ARCHIVE}\nnames = ["Other*"]')
+    place.fill(2, 3)
+    with pytest.raises(RuntimeError, match=r"600 events were in the queue, 0 are in the archive"):
+        place.drain()
 
 
 def test_a_table_says_what_every_side_did_and_rounds_no_figure_to_its_target() -> None:

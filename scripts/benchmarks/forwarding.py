@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import zstandard
-
+from benchmarks.place import archived
 from benchmarks.servers import Side, free_port, running
 
 SETTLED_MAX_S = 120
@@ -72,13 +71,3 @@ def waiting(spool: Path) -> int:
     """Segments that have not reached the archive, and those that are being written."""
     places = ("_open", "*.open"), ("_spool", "*.seg"), ("_queue/archive", "*.seg")
     return sum(1 for place, pattern in places for _ in (spool / place).glob(pattern))
-
-
-def archived(path: Path) -> int:
-    """Lines of an archive in zstd."""
-    lines = 0
-    for file in path.rglob("*.jsonl.zst"):
-        with file.open("rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as reader:
-            while data := reader.read(1 << 20):
-                lines += data.count(b"\n")
-    return lines

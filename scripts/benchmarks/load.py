@@ -1,6 +1,7 @@
 """What wrk sends to a side, and what it saw."""
 
 import json
+import random
 import re
 import resource
 import struct
@@ -52,6 +53,26 @@ def json_events(count: int) -> bytes:
 def json_body(numbers: Iterable[int]) -> bytes:
     """A body of events that differ: each has its number, and a time of its own."""
     events = [{"eventName": "PageView", "payload": payload(n) | {"eventDate": TIME_MS + n}} for n in numbers]
+    return json.dumps(events, separators=(", ", ": ")).encode()
+
+
+def varied_body(seed: int, count: int) -> bytes:
+    """A body of events that differ as those of people do: compressed they are about a fifth."""
+    chance = random.Random(seed)
+    events = [
+        {
+            "eventName": "PageView",
+            "payload": {
+                "eventDate": TIME_MS + chance.randrange(1_000_000),
+                "url": f"https://shop.example/item/{chance.randrange(1_000_000):06}",
+                "user": f"u{chance.randrange(10_000_000):07}",
+                "agent": AGENT.replace("10_15_7", f"10_15_{chance.randrange(8)}"),
+                "ms": round(chance.expovariate(0.08), 1),
+                "tags": chance.sample("abcdefgh", 2),
+            },
+        }
+        for _ in range(count)
+    ]
     return json.dumps(events, separators=(", ", ": ")).encode()
 
 

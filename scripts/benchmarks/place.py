@@ -1,7 +1,10 @@
 """A spool made without clients, and a flusher that empties it."""
 
 import contextlib
+import functools
+import itertools
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -9,7 +12,9 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from benchmarks.load import TIME_MS, json_body, json_events
+import zstandard
+
+from benchmarks.load import TIME_MS, json_body, varied_body
 from benchmarks.servers import REPOSITORY
 from formats.envelope import decode_envelope, encode_envelope
 from formats.event import Defaults, Event, whole
@@ -20,6 +25,7 @@ from spool.segment import encode_segment
 
 BATCH = 100  # events of a record
 RECORDS = 800  # of a large segment: some 16 MB
+DIFFERENT = 1000  # records of `Place.fill`, then the same again: more apart than zstd looks back
 DRAIN_MAX_S = 600
 SETTINGS = """
 [spool]
@@ -43,11 +49,13 @@ class Place:
         self.forwarder = f"[forwarders.{forwarder}]\n{block.format(base=self.base)}\n"
         self.settings.write_text(SETTINGS.format(base=self.base) + self.forwarder)
         self.queue = self.spool.queue(forwarder)
-        self._payload = envelope_of(json_events(BATCH))
+        self._archive, self._counted = self.base / "events", forwarder == "archive"
+        self._filled = 0  # events, since the queue was empty
 
     def fill(self, segments: int, records: int) -> int:
-        """Put sealed segments of one and the same record into the forwarder's queue; returns their bytes."""
-        return sum(self._put(number, [(self._payload, BATCH)] * records) for number in range(segments))
+        """Put sealed segments of events as people send them into the forwarder's queue; returns their bytes."""
+        some = itertools.cycle(varied_records())
+        return sum(self._put(number, list(itertools.islice(some, records))) for number in range(segments))
 
     def fill_numbered(self, events: int) -> None:
         """Put so many events there that differ in number and time, as destinations want that tell them apart."""
@@ -67,6 +75,7 @@ class Place:
         entries = [(payload, count, at_ns, int(RecordType.DATA)) for payload, count in records]
         data = encode_segment(entries, uuid=name, created_ns=at_ns, key=None)
         (self.queue / f"{segment_stem(at_ns, name)}.seg").write_bytes(data)
+        self._filled += sum(count for _, count in records)
         return len(data)
 
     def flusher(self, *options: str) -> subprocess.Popen[bytes]:
@@ -75,7 +84,10 @@ class Place:
         return subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
     def drain(self) -> tuple[float, float]:
-        """Let a flusher send all that waits: wall seconds, CPU seconds. Errors: RuntimeError when something stays."""
+        """Let a flusher send all that waits: wall seconds, CPU seconds. An archive is counted and taken away.
+
+        Errors: RuntimeError when something stays, or an archive has not as many events as were put here.
+        """
         before, began = os.times(), time.monotonic()
         with self.flusher("--once") as process:
             try:
@@ -86,6 +98,12 @@ class Place:
         took_s, after = time.monotonic() - began, os.times()
         if process.returncode or self.waiting():
             raise RuntimeError(f"the flusher ended with {process.returncode} and left {self.waiting()} segments")
+        filled, self._filled = self._filled, 0
+        if self._counted:
+            found = archived(self._archive)
+            shutil.rmtree(self._archive, ignore_errors=True)
+            if found != filled:
+                raise RuntimeError(f"{filled:,} events were in the queue, {found:,} are in the archive")
         return took_s, after.children_user + after.children_system - before.children_user - before.children_system
 
     def waiting(self) -> int:
@@ -98,6 +116,12 @@ def envelope_of(body: bytes) -> bytes:
     return encode_envelope("json", TIME_MS, whole(decode_json(body, Defaults(TIME_MS))).events)
 
 
+@functools.cache
+def varied_records() -> list[tuple[bytes, int]]:
+    """Envelopes of `BATCH` events that differ as those of people do."""
+    return [(envelope_of(varied_body(seed, BATCH)), BATCH) for seed in range(DIFFERENT)]
+
+
 def numbered_records(events: int) -> Iterator[bytes]:
     """Envelopes of `BATCH` events each; no two events have the same time."""
     for first in range(0, events, BATCH):
@@ -107,3 +131,13 @@ def numbered_records(events: int) -> Iterator[bytes]:
 def numbered_events(events: int) -> list[Event]:
     """The events of `Place.fill_numbered`, with ids, as a forwarder gets them."""
     return [event for each in numbered_records(events) for event in decode_envelope(each, uuid.uuid4().bytes, 64)]
+
+
+def archived(path: Path) -> int:
+    """Lines of an archive in zstd."""
+    lines = 0
+    for file in path.rglob("*.jsonl.zst"):
+        with file.open("rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as reader:
+            while data := reader.read(1 << 20):
+                lines += data.count(b"\n")
+    return lines
