@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 from collector import ports, small_server
 from collector.control import Control
@@ -31,7 +30,7 @@ def serving(settings: Settings, directory: SpoolDirectory, flusher: Flusher) -> 
     control = Control(settings, directory, flusher=flusher)
     with contextlib.ExitStack() as doors:
         with _tolerating(str(directory.path / SOCKET_NAME)):
-            doors.enter_context(small_server.serving(_control_socket(directory.path), admin_app(control, no_guard)))
+            doors.enter_context(small_server.serving(_control_socket(directory), admin_app(control, no_guard)))
         if settings.admin.bind:
             with _tolerating(settings.admin.bind):
                 app = admin_app(control, _guard(settings))
@@ -57,9 +56,9 @@ def _tolerating(place: str) -> Iterator[None]:
         log.error("cannot take commands here", extra={"place": place, "error": str(exc)})
 
 
-def _control_socket(spool: Path) -> socket.socket:
+def _control_socket(spool: SpoolDirectory) -> socket.socket:
     """Listen on ``control.sock``. By way of the directory's descriptor: see `collector.control_client.connect`."""
-    folder = os.open(spool, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = os.open(spool.sealed / os.pardir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(SOCKET_NAME, dir_fd=folder)

@@ -16,7 +16,8 @@ class Locked(Exception):
 def flusher_lock(directory: SpoolDirectory) -> Iterator[None]:
     """Hold LOCK. Errors: Locked, OSError."""
     path = directory.path / "LOCK"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+    within = directory.sealed / os.pardir / "LOCK"  # not where nothing is left but an empty mount point
+    descriptor = os.open(within, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -121,6 +121,10 @@ COMPARISONS = [
         _against_nginx("interval"), _PIXELS, at_least=0.40,
     ),
     Comparison(
+        "pixel-none", 0, "GET /1, none, c64 ÷ nginx pixel log",
+        _against_nginx("none"), _PIXELS,
+    ),
+    Comparison(
         "pixel-commit", 2, "GET /1, commit, c128 ÷ nginx pixel log",
         _against_nginx("commit"), (Load(PIXEL, 128),), at_least=0.32,
     ),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from spool.directory import SpoolDirectory, SpoolError, fsync_directory, segment_stem, uuid_of_name
+from spool.flusher_lock import Locked, flusher_lock
 
 UUID = bytes(range(16))
 
@@ -212,3 +213,15 @@ def test_a_uuid_is_read_only_from_the_name_of_a_segment() -> None:
 def test_a_missing_directory_cannot_be_synced(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         fsync_directory(tmp_path / "gone")
+
+
+def test_nothing_is_locked_in_the_empty_directory_below_a_spool_that_was_taken_away(tmp_path: Path) -> None:
+    directory = SpoolDirectory.open(tmp_path / "spool")
+    with flusher_lock(directory), pytest.raises(Locked, match=f"{directory.path}/LOCK$"), flusher_lock(directory):
+        pass
+    directory.path.rename(tmp_path / "away")
+    directory.path.mkdir()
+
+    with pytest.raises(FileNotFoundError), flusher_lock(directory):
+        pass
+    assert list(directory.path.iterdir()) == []
