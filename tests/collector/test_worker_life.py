@@ -166,6 +166,7 @@ def test_a_worker_that_is_told_to_end_before_it_has_begun_ends(tmp_path: Path, n
         f"        os.kill(os.getpid(), {int(number)})\n"
     )
     with Server(tmp_path, "--config", str(hooks)) as server:
+        wait_until(lambda: server.lines("told") != [], what="the first worker is told")
         (told,) = server.lines("told")
         wait_until_gone(int(told))
 
