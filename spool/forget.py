@@ -86,7 +86,7 @@ def _drop(directory: SpoolDirectory, forwarder: str, place: Path, found: Forgott
                 ledger.add_all(forwarder, ends)
                 for part in parts:
                     ledger.replayed(forwarder, *part)
-                if ledger.failure:
+                if ledger.waiting:
                     _write_rows(directory, ledger, (place / name for name in some))
                 for name in some:
                     (place / name).unlink(missing_ok=True)
@@ -100,15 +100,20 @@ def _drop(directory: SpoolDirectory, forwarder: str, place: Path, found: Forgott
 def _write_rows(directory: SpoolDirectory, ledger: Ledger, paths: Iterable[Path]) -> None:
     """Get the rows of these segments onto a disk that did not take them. On a full one they need less room than any of
     the segments. Errors: SpoolError when they are not there then."""
-    if ledger.failure and is_full(ledger.failure):
+    if _is_full(ledger):
         Ballast(directory).release()
     ledger.retry()
     for path in paths:
-        if not (ledger.failure and is_full(ledger.failure)):
+        if not _is_full(ledger):
             break
         if path.lstat().st_nlink == 1:  # the others give back nothing
             path.unlink()
             fsync_directory(path.parent)  # ext4 hands freed blocks out again once the unlink is in its journal
             ledger.retry()
-    if ledger.failure:
+    if ledger.waiting:
         raise SpoolError(f"{directory.ledger}: {ledger.failure}; nothing leaves the queue unsaid") from ledger.failure
+
+
+def _is_full(ledger: Ledger) -> bool:
+    """Whether rows wait, and for nothing but room."""
+    return ledger.waiting > 0 and ledger.failure is not None and is_full(ledger.failure)

@@ -57,7 +57,7 @@ class Ledger:
     Owner:   one thread; any number of threads and processes may have their own at the same time.
     Durable: `add` returned: its rows survive a power cut, unless the disk does not take them. `handed`: see above.
     Errors:  none from the disk: rows wait in memory, with one line in the log. ``waiting`` is how many do, ``failure``
-             why.
+             what went wrong last: that, or that the file could not be folded.
     """
 
     def __init__(self, directory: SpoolDirectory, *, wall_ns: Callable[[], int] = time.time_ns) -> None:

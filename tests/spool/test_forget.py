@@ -83,3 +83,18 @@ def test_a_ledger_that_cannot_be_synced_is_not_taken_for_a_full_disk(
 
     forget(directory, "gone")
     assert (balance(directory).ok, balance(directory).outcome.dropped) == (True, 2 * SEGMENTS)
+
+
+def test_a_ledger_that_cannot_be_folded_keeps_nothing_in_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = queued(tmp_path, "gone", full=False)
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("spool.ledger.FOLD_ROWS", 10)
+    monkeypatch.setattr("spool.ledger.drafts.replace", no_room)
+    forget(directory, "gone")
+    assert (balance(directory).ok, balance(directory).outcome.dropped) == (True, 2 * SEGMENTS)
+    assert (directory.tmp / "ballast").exists()
