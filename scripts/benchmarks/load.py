@@ -57,7 +57,7 @@ def json_body(numbers: Iterable[int]) -> bytes:
 
 
 def varied_body(seed: int, count: int) -> bytes:
-    """A body of events that differ as those of people do: compressed they are about a fifth."""
+    """A body of events that differ as those of people do: compressed their lines are less than a tenth."""
     chance = random.Random(seed)
     events = [
         {
