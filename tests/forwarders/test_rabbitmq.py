@@ -1,9 +1,12 @@
 """The RabbitMQ forwarder against a real broker, with the faults that brokers and networks have."""
 
+import errno
 import itertools
 import json
 import logging
+import os
 import re
+import socket
 import threading
 import time
 import uuid
@@ -582,6 +585,24 @@ def test_of_several_brokers_every_one_says_why_it_cannot() -> None:
         forwarder.send(make_events(1))
 
     assert re.fullmatch(r"rabbitmq 127.0.0.1:1: .*refused.*; rabbitmq 127.0.0.1:2: .*refused.*", caught.value.reason)
+
+
+def test_a_broker_that_ends_the_connection_as_it_begins_is_unavailable(
+    rabbit: Rabbit, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the moment in which the socket is connected and the one in which pika looks at it."""
+
+    def not_connected(_socket: object) -> None:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    with forwarding(names.settings(rabbit.url)) as forwarder:
+        with monkeypatch.context() as patched:
+            patched.setattr(socket.socket, "getpeername", not_connected)
+            with pytest.raises(Unavailable, match="not connected"):
+                forwarder.send(make_events(1))
+        forwarder.send(events := make_events(5))
+
+        assert message_ids(rabbit, names.queue) == ids(events)
 
 
 def _send_until_unavailable(forwarder: Forwarder, sent: list[Event]) -> None:
