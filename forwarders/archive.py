@@ -19,7 +19,7 @@ Settings: [forwarders.archive] path, compression, format, layout, compact…, an
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -109,17 +109,21 @@ class _Files:
         """The events of a batch, by the directory they belong in."""
         return self._layout.by_directory(batch)
 
-    def name_in(self, directory: str, events: Sequence[Event]) -> str | None:
-        """The name of the file of these events; None: it has been compacted. Errors: OSError."""
-        stem = file_stem(events)
-        return None if stem in self._compacted(directory) else stem + self._suffix
+    def write(self, events: Sequence[Event], write: Callable[[bytes], object]) -> str:
+        """Give ``write`` the bytes of a file, compressed; returns the stem of its name.
 
-    def body(self, events: Sequence[Event]) -> Iterator[bytes]:
-        """The bytes of a file, compressed; zstd does it for a large one while the next lines are written."""
+        zstd compresses a large file while the next lines are made, and the last ones while the stem is.
+        """
         compressor = self._large() if len(events) >= _LARGE else self._small()
         for start in range(0, len(events), _LINES_AT_ONCE):
-            yield compressor.compress(self._encode(events[start : start + _LINES_AT_ONCE]))
-        yield compressor.flush()
+            write(compressor.compress(self._encode(events[start : start + _LINES_AT_ONCE])))
+        stem = file_stem(events)
+        write(compressor.flush())
+        return stem
+
+    def name_in(self, directory: str, stem: str) -> str | None:
+        """The name of a file; None: it has been compacted. Errors: OSError."""
+        return None if stem in self._compacted(directory) else stem + self._suffix
 
     def _compacted(self, directory: str) -> set[str]:
         try:
@@ -159,19 +163,16 @@ class ArchiveForwarder:
         drafts: list[str] = []
         try:
             self._prepare()
-            files = {}
+            files: list[tuple[str, str, str]] = []
             for directory, events in self._files.by_directory(batch).items():
-                name = self._files.name_in(directory, events)
-                if name is not None:
-                    files[directory] = (name, events)
-            for _, events in files.values():
                 drafts.append(f"{self._tmp}/{self._draft}{len(drafts)}")
-                self._write(drafts[-1], events)
-            for draft in drafts:
+                if name := self._files.name_in(directory, self._write(drafts[-1], events)):
+                    files.append((drafts[-1], directory, name))
+            for draft, _, _ in files:
                 sync(draft, os.fdatasync)
-            for draft, (directory, (name, _)) in zip(drafts, files.items(), strict=True):
+            for draft, directory, name in files:
                 rename(draft, f"{self._root}/{directory}", name)
-            self._sync_directories(files)
+            self._sync_directories(directory for _, directory, _ in files)
         except OSError as exc:
             raise Unavailable(f"{self.name}: {exc.filename or self._root}: {exc.strerror or exc}") from exc
         finally:
@@ -194,10 +195,10 @@ class ArchiveForwarder:
             left.unlink(missing_ok=True)
         self._swept = True
 
-    def _write(self, draft: str, events: Sequence[Event]) -> None:
+    def _write(self, draft: str, events: Sequence[Event]) -> str:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
         with os.fdopen(descriptor, "wb", buffering=256 * 1024) as file:
-            file.writelines(self._files.body(events))
+            return self._files.write(events, file.write)
 
     def _sync_directories(self, directories: Iterable[str]) -> None:
         """Make new names survive a power cut. A directory that is used for the first time is synced up to the
@@ -242,9 +243,10 @@ class RemoteArchiveForwarder:
             pool.shutdown(cancel_futures=True)
 
     def _put(self, directory: str, events: list[Event]) -> None:
-        name = self._files.name_in(directory, events)
+        pieces: list[bytes] = []
+        name = self._files.name_in(directory, self._files.write(events, pieces.append))
         if name is not None:
-            self._store.put(f"{directory}/{name}", b"".join(self._files.body(events)))
+            self._store.put(f"{directory}/{name}", b"".join(pieces))
 
     def close(self) -> None:
         self._store.close()

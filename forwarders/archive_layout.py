@@ -24,6 +24,7 @@ DEFAULT_LAYOUT: Final = "{name}/{year}/{month}/{day}/{hour}/{minute}"
 ESCAPED_MAX_BYTES: Final = 200
 ESCAPED_KEPT_BYTES: Final = 180
 
+_IDS_AT_ONCE: Final = 1000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _WORDS: Final = ("name", "year", "month", "day", "hour", "minute")
 _COMPONENT: Final = re.compile(r"(?=[^.])([A-Za-z0-9_=.-]*)(?:\{([a-z]+)\}([A-Za-z0-9_=.-]*))?")
@@ -89,17 +90,15 @@ class Layout:
     def by_directory(self, batch: Iterable[Event]) -> dict[str, list[Event]]:
         """Sort the events of a batch to their directories, keeping their order."""
         groups: dict[str, list[Event]] = {}
-        by_minute: dict[tuple[str, Granularity, int], list[Event]] = {}  # every granularity is made of whole minutes
-        name, granularity, minute, group = "", Granularity.MINUTE, 0, list[Event]()  # of the event before
+        known: dict[tuple[str, int, Granularity], list[Event]] = {}  # every granularity is made of whole minutes
         for event in batch:
-            if event.time_ms // 60_000 != minute or event.name != name or event.granularity is not granularity:
-                name, granularity, minute = event.name, event.granularity, event.time_ms // 60_000
-                known = by_minute.get((name, granularity, minute))
-                if known is None:
-                    known = groups.setdefault(self.directory_of(name, granularity, event.time_ms), [])
-                    by_minute[name, granularity, minute] = known
-                group = known
-            group.append(event)
+            key = event.name, event.time_ms // 60_000, event.granularity
+            try:
+                known[key].append(event)
+            except KeyError:
+                directory = self.directory_of(event.name, event.granularity, event.time_ms)
+                known[key] = group = groups.setdefault(directory, [])
+                group.append(event)
         return groups
 
     def place_of(self, directory: str) -> Place | None:
@@ -133,9 +132,11 @@ def escape_name(name: str) -> str:
 def file_stem(events: Sequence[Event]) -> str:
     """The name of the file that holds exactly these events: by arrival and id of the first, and all ids."""
     received = _EPOCH + timedelta(milliseconds=events[0].received_ms)
-    ids = "\n".join([event.id for event in events])
-    digest = hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()
-    return f"{received:%Y%m%dT%H%M%SZ}-{events[0].id}-{digest}"
+    digest = hashlib.blake2b(digest_size=8)
+    for start in range(0, len(events), _IDS_AT_ONCE):
+        ids = [event.id for event in events[start : start + _IDS_AT_ONCE]]
+        digest.update(("\n" * (start > 0) + "\n".join(ids)).encode())
+    return f"{received:%Y%m%dT%H%M%SZ}-{events[0].id}-{digest.hexdigest()}"
 
 
 def _pattern(components: Sequence[str], name_at: int) -> re.Pattern[str]:

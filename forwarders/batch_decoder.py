@@ -9,6 +9,7 @@ Errors: CannotQuarantine; the batch is then half decoded, and has to be planned 
 """
 
 from collections.abc import Callable, Container
+from typing import Final
 
 from formats.envelope import decode_slots
 from formats.event import Event, FormatError
@@ -19,17 +20,23 @@ from spool.outcome import Outcome
 from spool.reader import Record
 from spool.record import Origin
 
+_HELD_OF: Final = 500  # events
+
 
 class BatchDecoder:
     """Decodes one batch after the other.
 
     Memory: of a record that is cut its payload and all its events, until the last of them is decoded or no more is
-            wanted of its segment.
+            wanted of its segment. Of the batch before, what it took, until `rest`: the next one is put there. Python
+            gives memory back in arenas of 1 MiB, of some thousands of events, as soon as nothing is left in one; a page
+            that is taken again has to be found and cleared, which is a tenth of the way out, and more than half of it
+            where a virtual machine has to get it from its host.
     """
 
     def __init__(self, unreadable: Unreadable) -> None:
         self._unreadable = unreadable
         self._cut: tuple[str, Record, list[Event]] | None = None
+        self._holding: list[Event] = []  # one or more of each arena
 
     def decode(self, batch: Batch, choose: Callable[[list[Event]], list[Event]]) -> None:
         """Turn the batch's payloads into its events, those that ``choose`` gives back, and all of a replay: a person
@@ -61,6 +68,11 @@ class BatchDecoder:
                 chosen = [event for event in chosen if not event.set_aside]
             batch.events += chosen
         batch.ends.append((len(batch.events), current))
+        self._holding = batch.events[::_HELD_OF]
+
+    def rest(self) -> None:
+        """There is nothing more to decode for now: give the memory back."""
+        self._holding = []
 
     def cut_at(self, segment: str, offset: int) -> Record | None:
         """The record at this place when it is the one that was cut: it need not be read again for each piece."""

@@ -241,6 +241,7 @@ class Lane:
         elif not self._reader.pending():
             self._since = None
             self._orders.hurry = False
+            self._decoder.rest()
             if self._reader.key_missing:
                 self._standing.works(but=self._reader.key_missing)
         else:

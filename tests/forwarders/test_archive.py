@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -212,6 +213,8 @@ def test_a_file_of_any_size_has_every_event_once_and_in_order(
 
     (file,) = files(tmp_path)
     assert [event["id"] for event in read(file)] == ids(events)
+    digest = hashlib.blake2b("\n".join(ids(events)).encode(), digest_size=8).hexdigest()
+    assert file.name.partition(".")[0].endswith(f"-{ids(events)[0]}-{digest}")
     before = file.read_bytes()
     file.write_bytes(b"")
     archive(tmp_path, compression).send(events)

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -194,6 +196,46 @@ def test_nothing_is_held_in_memory_or_written_while_it_waits(bench: Bench) -> No
     bench.work_for(50)
 
     assert cursor.read_bytes() == before
+
+
+IN_A_PROCESS_OF_ITS_OWN = """
+import resource, sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {repository!r}]
+from spooled import Bench, event
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+class Sink:
+    identical_repeats = False
+    def send(self, batch):
+        taken.append(faults() - before)
+    def close(self):
+        pass
+
+bench, taken = Bench(Path({path!r})), []
+bench.flush_with(batch_max_events=50_000)
+bench.make = Sink
+records = [[event(n) for n in range(100)]] * 500
+for batches in (3, 1):
+    for _ in range(batches):
+        bench.put(*records)
+    before = faults()
+    while bench.lane.step() <= 0:
+        before = faults()
+print(*taken)
+"""
+
+
+def test_the_memory_of_a_batch_is_there_for_the_next_and_given_back_at_rest(tmp_path: Path) -> None:
+    """By the pages that had to be found for it."""
+    tests = Path(__file__).parent
+    script = IN_A_PROCESS_OF_ITS_OWN.format(tests=str(tests), repository=str(tests.parents[1]), path=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    first, second, third, after_a_rest = map(int, done.stdout.split())
+
+    assert max(second, third) * 4 < min(first, after_a_rest)
 
 
 # Names
