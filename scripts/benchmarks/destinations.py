@@ -13,9 +13,9 @@ from benchmarks import servers
 from benchmarks.figures import Figures, Row, median_ratio
 from benchmarks.load import EVENTS, Load, drive, json_events
 from benchmarks.options import Options
-from benchmarks.place import BATCH, Place
+from benchmarks.place import BATCH, Drained, Place
 from benchmarks.servers import REPOSITORY, collector
-from benchmarks.side_by_side import ROUNDS, SECONDS, row
+from benchmarks.side_by_side import ROUNDS, SECONDS, WARM_UP_S, row
 from tests.services.influx import TOKEN, Influx
 from tests.services.mongo import Mongo
 from tests.services.rabbit import Rabbit
@@ -142,6 +142,8 @@ def afternoon(base: Path, options: Options) -> Figures:
     with closing(RabbitQueues(base / "rabbitmq")) as queues:
         queues.empty(name)
         with collector(base, "collector", "commit") as mine, servers.afternoon(base, name, queues.address, name) as its:
+            for side in (mine, its):
+                drive(side, load, WARM_UP_S, base)
             for _ in range(options.rounds or ROUNDS):
                 ours.append(drive(mine, load, options.seconds or SECONDS, base))
                 theirs.append(drive(its, load, options.seconds or SECONDS, base))
@@ -166,36 +168,37 @@ def _delivery(
     for the flusher it is what a few events take. Errors: RuntimeError when an event is not there afterwards."""
     events = max((options.events or events) // BATCH, 1) * BATCH
     rounds = options.rounds or ROUNDS
-    ours, theirs, costs, their_costs = [], [], [], []
+    ours, theirs, costs, their_costs, memory = [], [], [], [], []
     with closing(make(base / kind)) as destination:
         place = Place(base, OURS, kind, destination.settings())
-        begin_s, begin_cpu_s = map(
+        begin_s, begin_cpu_s, _ = map(
             statistics.median, zip(*(_drained(place, destination, BATCH) for _ in range(rounds)), strict=True)
         )
         for _ in range(rounds):
-            took_s, cpu_s = _drained(place, destination, events + BATCH)
-            ours.append(events / max(took_s - begin_s, 0.001))
-            costs.append((cpu_s - begin_cpu_s) / events * 1e6)
+            drained = _drained(place, destination, events + BATCH)
+            ours.append(events / max(drained.took_s - begin_s, 0.001))
+            costs.append((drained.cpu_s - begin_cpu_s) / events * 1e6)
+            memory.append(drained.memory_mb)
             destination.empty(BARE)
             took_s, cpu_s = _bare(kind, destination.address, events)
             theirs.append(events / took_s)
             their_costs.append(cpu_s / events * 1e6)
             _count(destination, BARE, events)
     rows = [
-        Row("flusher", statistics.median(ours), statistics.median(costs)),
+        Row("flusher", statistics.median(ours), statistics.median(costs), memory_mb=max(memory)),
         Row("bare", statistics.median(theirs), statistics.median(their_costs)),
     ]
     text = f"spool → {kind}, {what} (start and connecting not counted)"
     return Figures(f"to-{kind}", target, text, median_ratio(ours, theirs), at_least=at_least, rows=rows)
 
 
-def _drained(place: Place, destination: Destination, events: int) -> tuple[float, float]:
-    """A flusher sends so many events to a new place: wall and CPU seconds, those of starting and connecting too."""
+def _drained(place: Place, destination: Destination, events: int) -> Drained:
+    """A flusher sends so many events to a new place; starting and connecting count."""
     destination.empty(OURS)
     place.fill_numbered(events)
-    took = place.drain()
+    drained = place.drain()
     _count(destination, OURS, events)
-    return took
+    return drained
 
 
 def _bare(kind: str, address: str, events: int) -> tuple[float, float]:

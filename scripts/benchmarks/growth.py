@@ -159,12 +159,12 @@ def of_backlog_in(base: Path, options: Options) -> Costs:
 def of_backlog_out(base: Path, options: Options) -> Costs:
     """So many segments of 300 events to the archive."""
     place = Place(base, "out")
-    begin_s = statistics.median(place.drain()[1] for _ in range(options.rounds or ROUNDS))
+    begin_s = statistics.median(place.drain().cpu_s for _ in range(options.rounds or ROUNDS))
     costs: dict[float, list[float]] = {}
     for _ in range(options.rounds or ROUNDS):
         for segments in up_to(options.events, BACKLOGS_OUT):
             place.fill(segments, 3)
-            costs.setdefault(segments, []).append((place.drain()[1] - begin_s) / (segments * 3 * BATCH) * 1e6)
+            costs.setdefault(segments, []).append((place.drain().cpu_s - begin_s) / (segments * 3 * BATCH) * 1e6)
     return [(x, statistics.median(taken)) for x, taken in costs.items()]
 
 
@@ -172,11 +172,11 @@ def of_names_out(base: Path, options: Options) -> Costs:
     """100,000 events of so many names to the archive."""
     costs = []
     place = Place(base, "none")
-    begin_s = statistics.median(place.drain()[1] for _ in range(options.rounds or ROUNDS))
+    begin_s = statistics.median(place.drain().cpu_s for _ in range(options.rounds or ROUNDS))
     for names in up_to(options.events, NAMES_OUT):
         place = Place(base, f"names-{names}")
         place.fill_bodies(named_bodies(names, NAMED_EVENTS))
-        costs.append((float(names), (place.drain()[1] - begin_s) / NAMED_EVENTS * 1e6))
+        costs.append((float(names), (place.drain().cpu_s - begin_s) / NAMED_EVENTS * 1e6))
     return costs
 
 

@@ -1,9 +1,9 @@
 """A spool made without clients, and a flusher that empties it."""
 
-import contextlib
 import functools
 import itertools
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -11,11 +11,12 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import zstandard
 
 from benchmarks.load import TIME_MS, json_body, varied_body
-from benchmarks.servers import REPOSITORY
+from benchmarks.servers import REPOSITORY, memory_mb
 from formats.envelope import decode_envelope, encode_envelope
 from formats.event import Defaults, Event, whole
 from formats.json_body import decode_json
@@ -27,6 +28,7 @@ BATCH = 100  # events of a record
 RECORDS = 800  # of a large segment: some 16 MB
 DIFFERENT = 1000  # records of `Place.fill`, then the same again: more apart than zstd looks back
 DRAIN_MAX_S = 600
+WATCHED_EVERY_S = 0.02
 SETTINGS = """
 [spool]
 path = "{base}/spool"
@@ -35,6 +37,14 @@ min_free_bytes = 0
 level = "error"
 """
 ARCHIVE = 'path = "{base}/events"\ncompression = "zstd"'
+
+
+class Drained(NamedTuple):
+    """What a flusher took, from its start to its end; ``memory_mb`` is the most it had."""
+
+    took_s: float
+    cpu_s: float
+    memory_mb: float
 
 
 class Place:
@@ -52,9 +62,12 @@ class Place:
         self._archive, self._counted = self.base / "events", forwarder == "archive"
         self._filled = 0  # events, since the queue was empty
 
-    def fill(self, segments: int, records: int) -> int:
-        """Put sealed segments of events as people send them into the forwarder's queue; returns their bytes."""
-        some = itertools.cycle(varied_records())
+    def fill(self, segments: int, records: int, *, alone: bool = False) -> int:
+        """Put sealed segments of events as people send them into the forwarder's queue; returns their bytes.
+
+        ``alone``: each event has a record of its own.
+        """
+        some = itertools.cycle(lone_records() if alone else varied_records())
         return sum(self._put(number, list(itertools.islice(some, records))) for number in range(segments))
 
     def fill_numbered(self, events: int) -> None:
@@ -83,19 +96,25 @@ class Place:
         command = [sys.executable, "-m", "collector", "--config", str(self.settings), "flush", *options]
         return subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
-    def drain(self) -> tuple[float, float]:
-        """Let a flusher send all that waits: wall seconds, CPU seconds. An archive is counted and taken away.
+    def drain(self) -> "Drained":
+        """Let a flusher send all that waits. An archive is counted and taken away.
 
         Errors: RuntimeError when something stays, or an archive has not as many events as were put here.
         """
-        before, began = os.times(), time.monotonic()
+        began, memory = time.monotonic(), 0.0
         with self.flusher("--once") as process:
+            ending = os.pidfd_open(process.pid)
             try:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(DRAIN_MAX_S)
+                while not select.select([ending], [], [], WATCHED_EVERY_S)[0]:
+                    memory = max(memory, memory_mb(process.pid, "VmHWM"))
+                    if time.monotonic() - began > DRAIN_MAX_S:
+                        process.kill()
+                took_s = time.monotonic() - began
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
             finally:
-                process.kill()  # where it took too long, or the bench is told to end
-        took_s, after = time.monotonic() - began, os.times()
+                os.close(ending)
+                process.kill()  # where the bench is told to end; nothing once it has ended
         if process.returncode or self.waiting():
             raise RuntimeError(f"the flusher ended with {process.returncode} and left {self.waiting()} segments")
         filled, self._filled = self._filled, 0
@@ -104,7 +123,7 @@ class Place:
             shutil.rmtree(self._archive, ignore_errors=True)
             if found != filled:
                 raise RuntimeError(f"{filled:,} events were in the queue, {found:,} are in the archive")
-        return took_s, after.children_user + after.children_system - before.children_user - before.children_system
+        return Drained(took_s, usage.ru_utime + usage.ru_stime, memory)
 
     def waiting(self) -> int:
         """Segments in the queue."""
@@ -120,6 +139,13 @@ def envelope_of(body: bytes) -> bytes:
 def varied_records() -> list[tuple[bytes, int]]:
     """Envelopes of `BATCH` events that differ as those of people do."""
     return [(envelope_of(varied_body(seed, BATCH)), BATCH) for seed in range(DIFFERENT)]
+
+
+@functools.cache
+def lone_records() -> list[tuple[bytes, int]]:
+    """The same events in envelopes of one each."""
+    bodies = (whole(decode_json(varied_body(seed, BATCH), Defaults(TIME_MS))) for seed in range(DIFFERENT))
+    return [(encode_envelope("json", TIME_MS, [event]), 1) for body in bodies for event in body.events]
 
 
 def numbered_records(events: int) -> Iterator[bytes]:

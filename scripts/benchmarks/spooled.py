@@ -3,6 +3,7 @@
 import statistics
 import time
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.figures import Figures, Row, median_ratio
@@ -21,26 +22,42 @@ FLUSHER_WATCHED_S = 30.0
 
 
 def way_out(base: Path, options: Options) -> Figures:
-    """Spool to archive in zstd, beside the intake of the same events by one worker, in turns."""
-    place = Place(base, "out")
-    begin_s, begin_cpu_s = map(
-        statistics.median, zip(*(place.drain() for _ in range(options.rounds or ROUNDS)), strict=True)
-    )
+    """Target 8."""
     load = Load(EVENTS, 32, BATCH, json_events(BATCH))
-    ours, cpu, taken = [], [], []
+    text = "spool → archive, zstd ÷ POST of 100 events, interval (start of the flusher not counted)"
+    return _to_archive(base, options, Figures("way-out", 8, text, 0, at_least=1.0), load)
+
+
+def way_out_alone(base: Path, options: Options) -> Figures:
+    """The same for events that came one by one."""
+    load = Load(EVENTS, 128, 1, json_events(1))
+    text = "spool → archive of events that came alone ÷ POST of one event, interval"
+    return _to_archive(base, options, Figures("way-out-alone", 0, text, 0), load)
+
+
+def _to_archive(base: Path, options: Options, wanted: Figures, load: Load) -> Figures:
+    """Spool to archive in zstd, beside the intake of events in requests of the same size by one worker, in turns."""
+    alone, rounds = load.events == 1, options.rounds or ROUNDS
+    place = Place(base, "out")
+    begins = []
+    for _ in range(rounds):
+        place.fill(1, 1, alone=alone)
+        begins.append(place.drain())
+    begin_s, begin_cpu_s, _ = map(statistics.median, zip(*begins, strict=True))
+    records = RECORDS * BATCH // load.events
+    ours, cpu, memory, taken = [], [], [], []
     with collector(base, "collector") as side:
         drive(side, load, WARM_UP_S, base)
-        for _ in range(options.rounds or ROUNDS):
-            place.fill(WAY_OUT_EVENTS // BATCH // RECORDS, RECORDS)
-            took_s, cpu_time_s = place.drain()
-            ours.append(WAY_OUT_EVENTS / (took_s - begin_s))
-            cpu.append((cpu_time_s - begin_cpu_s) / WAY_OUT_EVENTS * 1e6)
+        for _ in range(rounds):
+            place.fill(WAY_OUT_EVENTS // (RECORDS * BATCH), records, alone=alone)
+            drained = place.drain()
+            ours.append(WAY_OUT_EVENTS / (drained.took_s - begin_s))
+            cpu.append((drained.cpu_s - begin_cpu_s) / WAY_OUT_EVENTS * 1e6)
+            memory.append(drained.memory_mb)
             taken.append(drive(side, load, options.seconds or SECONDS, base))
-        rows = [Row("flusher", statistics.median(ours), statistics.median(cpu)), row("worker", taken, side.rss_mb())]
-    return Figures(
-        "way-out", 8, "spool → archive, zstd ÷ POST of 100 events, interval (start of the flusher not counted)",
-        median_ratio(ours, [each.events_per_s for each in taken]), at_least=1.0, rows=rows,
-    )  # fmt: skip
+        flusher = Row("flusher", statistics.median(ours), statistics.median(cpu), memory_mb=max(memory))
+        rows = [flusher, row("worker", taken, side.rss_mb())]
+    return replace(wanted, value=median_ratio(ours, [each.events_per_s for each in taken]), rows=rows)
 
 
 def flusher_memory(base: Path, options: Options) -> Figures:
@@ -71,13 +88,12 @@ def flusher_memory(base: Path, options: Options) -> Figures:
 def backlog_out(base: Path, options: Options) -> Figures:
     """What an event costs the flusher when few segments wait, and when many do."""
     place = Place(base, "backlog")
-    begin_cpu_s = statistics.median(place.drain()[1] for _ in range(options.rounds or ROUNDS))
+    begin_cpu_s = statistics.median(place.drain().cpu_s for _ in range(options.rounds or ROUNDS))
     taken: dict[int, list[float]] = {LONG_BACKLOG: [], SHORT_BACKLOG: []}
     for _ in range(options.rounds or ROUNDS):
         for segments, costs in taken.items():
             place.fill(segments, BACKLOG_RECORDS)
-            _, cpu_time_s = place.drain()
-            costs.append((cpu_time_s - begin_cpu_s) / (segments * BACKLOG_RECORDS * BATCH) * 1e6)
+            costs.append((place.drain().cpu_s - begin_cpu_s) / (segments * BACKLOG_RECORDS * BATCH) * 1e6)
     rows = [
         Row(f"{segments:,} segments", cpu_us_per_event=statistics.median(costs)) for segments, costs in taken.items()
     ]
