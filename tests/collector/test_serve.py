@@ -135,6 +135,25 @@ def test_a_process_that_was_killed_comes_back(collector: RunningCollector, kind:
     assert 'status="killed by SIGKILL"' in collector.log.read_text()
 
 
+def test_memory_of_a_batch_is_there_for_the_next(collector: RunningCollector) -> None:
+    """By the pages that the processes of HTTP had to be given."""
+    body = b'{"eventName": "Load", "payload": {"text": "%s"}}' % (b"x" * 200)
+    body = b"[%b]" % b",".join([body] * 3000)
+
+    def pages() -> int:
+        assert collector.process is not None
+        http = [pid for pid, command in family(collector.process.pid).items() if "http_server" in command]
+        return sum(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7]) for pid in http)
+
+    for _ in range(10):
+        assert collector.post(body)[0] == 202
+    before = pages()
+    for _ in range(50):
+        assert collector.post(body)[0] == 202
+
+    assert (pages() - before) / 50 < len(body) / 4096 / 4
+
+
 def test_nothing_is_left_of_it_when_it_was_killed(collector: RunningCollector) -> None:
     """And the next one can be started in its place at once."""
     assert collector.process is not None
