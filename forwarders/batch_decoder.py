@@ -71,7 +71,7 @@ class BatchDecoder:
         self._holding = batch.events[::_HELD_OF]
 
     def rest(self) -> None:
-        """There is nothing more to decode for now: give the memory back."""
+        """There is nothing to decode for a while: give the memory back."""
         self._holding = []
 
     def cut_at(self, segment: str, offset: int) -> Record | None:

@@ -50,6 +50,7 @@ from spool.switch import Switch, SwitchedOff
 
 log = logging.getLogger(__name__)
 
+REST_AFTER_S: Final = 60.0  # without a batch: then its memory is for others
 IDLE_S: Final = 1.0  # other processes put replays into a queue without telling anybody
 
 
@@ -126,6 +127,7 @@ class Lane:
         self._delivery: Delivery | None = None
         self._again: tuple[Range, ...] | None = None  # the ranges the next batch must have
         self._repeated = False  # some of the batch may have arrived before
+        self._acked_at = -math.inf
         self._since: float | None = -math.inf  # what lies here at the start has waited for nobody knows how long
         self._gauges = Gauges(self._queue, configured.counters)
         self._resume(cursor)
@@ -241,7 +243,8 @@ class Lane:
         elif not self._reader.pending():
             self._since = None
             self._orders.hurry = False
-            self._decoder.rest()
+            if now - self._acked_at >= REST_AFTER_S:
+                self._decoder.rest()
             if self._reader.key_missing:
                 self._standing.works(but=self._reader.key_missing)
         else:
@@ -324,6 +327,7 @@ class Lane:
         self._progress.done(batch.ranges, self._refusals.claims(batch))
         self._batch = self._delivery = self._again = None
         self._repeated = False
+        self._acked_at = self._monotonic()
         if delivery.events:
             self._standing.works(but=self._reader.key_missing)
 
@@ -393,6 +397,7 @@ class Lane:
         if not self._standing.is_paused:
             self._drop_forwarder()  # its destination may be going away
         self._standing.pause(off)
+        self._decoder.rest()
         self._progress.tidy()
         self._queue.refresh()
         return IDLE_S

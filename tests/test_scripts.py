@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from benchmarks import servers, spooled
 from benchmarks.figures import Figures, Row, table
+from benchmarks.latency import mean_ratio
 from benchmarks.load import PIXEL
 from benchmarks.options import Options
 from benchmarks.place import ARCHIVE, Place
@@ -164,3 +165,11 @@ def test_a_table_says_what_every_side_did_and_rounds_no_figure_to_its_target() -
     assert line == f"| 1 | `pixel`: GET | ≥ 0.8 | 0.7998 | {sides} | **no** |"
     assert Figures("pixel", 1, "GET", 0.8123, at_least=0.8).measured() == "0.81"
     assert Figures("pixel", 1, "GET", 1.1004, at_most=1.1).measured() == "1.1004"
+
+
+def test_ratios_of_rounds_are_averaged_as_factors() -> None:
+    mean, error = mean_ratio([0.5, 2.0, 1.0])
+
+    assert mean == pytest.approx(1.0)
+    assert error == pytest.approx(0.6931 / 3**0.5, abs=1e-4)
+    assert mean_ratio([1.2]) == pytest.approx((1.2, 0.0))
