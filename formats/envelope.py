@@ -127,7 +127,8 @@ def decode_envelope(payload: bytes, segment_uuid: bytes, offset: int, indexes: t
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return [event for event in decode_slots(payload, segment_uuid, offset, indexes) if event is not None]
     events = envelope.events
-    _check(envelope, len(events), indexes)
+    if indexes or envelope.version != VERSION:
+        _check(envelope, len(events), indexes)
     source, received_ms = envelope.source, envelope.received_ms
     prefix = f"{segment_uuid.hex()}-{offset:x}-"
     plain = not indexes and len(events) <= len(_HEX)

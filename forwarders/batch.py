@@ -15,7 +15,6 @@ from formats.event import Event
 from spool.cursor import Range
 from spool.outcome import NOTHING, Held, Outcome
 from spool.reader import Record
-from spool.record import Origin
 
 
 class Position(NamedTuple):
@@ -102,5 +101,6 @@ class Batch:
 
 def decode_record(record: Record) -> list[Event]:
     """The events of a record, under the ids they were accepted with. Errors: FormatError."""
-    uuid, offset, indexes = record.origin or Origin(record.uuid, record.offset)
-    return decode_envelope(record.payload, uuid, offset, indexes)
+    if record.origin is None:
+        return decode_envelope(record.payload, record.uuid, record.offset)
+    return decode_envelope(record.payload, *record.origin)

@@ -43,13 +43,12 @@ class BatchDecoder:
         wants those sent, and they leave quarantine afterwards. Those that are set aside are for quarantine, however
         they came here. Errors: CannotQuarantine."""
         pieces, batch.pieces = batch.pieces[::-1], []
-        current = pieces[-1].segment if pieces else ""
-        replay = item_of_link(current) is not None
+        current, found = pieces[-1].segment if pieces else "", list[Event]()
         while pieces:
             segment, record, start, stop = pieces.pop()  # each payload is let go as soon as it is decoded
             if segment != current:
-                batch.ends.append((len(batch.events), current))
-                current, replay = segment, item_of_link(segment) is not None
+                _add(batch, current, found, choose)
+                current, found = segment, []
             events = self._events_of(segment, record)
             if not events and (erased := self._erased(record)) is not None:
                 events = [event for event in erased[start:stop] if event is not None]
@@ -59,15 +58,8 @@ class BatchDecoder:
             elif start or stop < record.event_count:
                 self._cut = (segment, record, events) if stop < record.event_count else None
                 events = events[start:stop]
-            chosen = events if replay else choose(events)
-            if len(chosen) < len(events):
-                batch.tell(segment, Outcome(skipped=len(events) - len(chosen)))
-            if aside := [event for event in chosen if event.set_aside]:
-                batch.set_aside.setdefault(segment, []).extend(aside)
-                batch.tell(segment, Outcome(quarantined=len(aside)))
-                chosen = [event for event in chosen if not event.set_aside]
-            batch.events += chosen
-        batch.ends.append((len(batch.events), current))
+            found += events
+        _add(batch, current, found, choose)
         self._holding = batch.events[::_HELD_OF]
 
     def rest(self) -> None:
@@ -114,3 +106,16 @@ class BatchDecoder:
         except FormatError:
             return None
         return slots if None in slots and len(slots) == record.event_count else None
+
+
+def _add(batch: Batch, segment: str, events: list[Event], choose: Callable[[list[Event]], list[Event]]) -> None:
+    """Add the events of a segment, as `BatchDecoder.decode` says."""
+    chosen = events if item_of_link(segment) is not None else choose(events)
+    if len(chosen) < len(events):
+        batch.tell(segment, Outcome(skipped=len(events) - len(chosen)))
+    if aside := [event for event in chosen if event.set_aside]:
+        batch.set_aside.setdefault(segment, []).extend(aside)
+        batch.tell(segment, Outcome(quarantined=len(aside)))
+        chosen = [event for event in chosen if not event.set_aside]
+    batch.events += chosen
+    batch.ends.append((len(batch.events), segment))
