@@ -125,8 +125,10 @@ class Publisher:
         with self._ending:
             self._ended = True
             self._failure = self._failure or "the connection has ended"
-        if not self._opened.done():  # whatever it was, no event has set it off
-            self._opened.set_exception(Unavailable(describe(crash) if crash else self._failure))
+        if not self._opened.done():
+            if isinstance(crash, AMQPError | OSError | ValueError):  # pika's, of a broker that was there for a moment
+                crash = Unavailable(describe(crash))
+            self._opened.set_exception(crash or Unavailable(self._failure))
         if crash and self._attempt:
             self._attempt.outcome.set_exception(crash)
         self._settle(self._failure)

@@ -8,6 +8,7 @@ Owner:  the forwarder's thread.
 Errors: CannotQuarantine; the batch is then half decoded, and has to be planned anew.
 """
 
+import gc
 from collections.abc import Callable, Container
 from typing import Final
 
@@ -21,6 +22,7 @@ from spool.reader import Record
 from spool.record import Origin
 
 _HELD_OF: Final = 500  # events
+_CHOSEN_AT_ONCE: Final = 500  # events: those that are left out are let go before there are many
 
 
 class BatchDecoder:
@@ -46,9 +48,12 @@ class BatchDecoder:
         current, found = pieces[-1].segment if pieces else "", list[Event]()
         while pieces:
             segment, record, start, stop = pieces.pop()  # each payload is let go as soon as it is decoded
-            if segment != current:
+            if segment != current or len(found) >= _CHOSEN_AT_ONCE:
                 _add(batch, current, found, choose)
-                current, found = segment, []
+                found = []
+            if segment != current:
+                batch.ends.append((len(batch.events), current))
+                current = segment
             events = self._events_of(segment, record)
             if not events and (erased := self._erased(record)) is not None:
                 events = [event for event in erased[start:stop] if event is not None]
@@ -60,11 +65,14 @@ class BatchDecoder:
                 events = events[start:stop]
             found += events
         _add(batch, current, found, choose)
+        batch.ends.append((len(batch.events), current))
         self._holding = batch.events[::_HELD_OF]
 
     def rest(self) -> None:
         """There is nothing to decode for a while: give the memory back."""
-        self._holding = []
+        if self._holding:
+            self._holding = []
+            gc.collect()  # the interpreter keeps some freed tuples, each of which would hold an arena as well
 
     def cut_at(self, segment: str, offset: int) -> Record | None:
         """The record at this place when it is the one that was cut: it need not be read again for each piece."""
@@ -109,7 +117,7 @@ class BatchDecoder:
 
 
 def _add(batch: Batch, segment: str, events: list[Event], choose: Callable[[list[Event]], list[Event]]) -> None:
-    """Add the events of a segment, as `BatchDecoder.decode` says."""
+    """Add some events of a segment, as `BatchDecoder.decode` says."""
     chosen = events if item_of_link(segment) is not None else choose(events)
     if len(chosen) < len(events):
         batch.tell(segment, Outcome(skipped=len(events) - len(chosen)))
@@ -118,4 +126,3 @@ def _add(batch: Batch, segment: str, events: list[Event], choose: Callable[[list
         batch.tell(segment, Outcome(quarantined=len(aside)))
         chosen = [event for event in chosen if not event.set_aside]
     batch.events += chosen
-    batch.ends.append((len(batch.events), segment))

@@ -216,6 +216,8 @@ class Lane:
                 wait = self._proceed(now, drain=drain)
         except (OSError, SpoolError, CannotQuarantine) as exc:
             wait = self._hindered(exc)
+        if self._delivery is None and now - self._acked_at >= REST_AFTER_S:
+            self._decoder.rest()
         reader = self._reader
         done = sum(each.total for each in reader.tallies.values())
         self._gauges.show(next(iter(reader.begun), None), reader.finishing, self._standing.status, done_events=done)
@@ -243,8 +245,6 @@ class Lane:
         elif not self._reader.pending():
             self._since = None
             self._orders.hurry = False
-            if now - self._acked_at >= REST_AFTER_S:
-                self._decoder.rest()
             if self._reader.key_missing:
                 self._standing.works(but=self._reader.key_missing)
         else:

@@ -57,13 +57,13 @@ def latency(base: Path, options: Options) -> Table:
                 ratio, error = mean_ratio(ratios)
                 met = met and ratio <= MORE_MAX
                 notes.append(
-                    f"{text}, {share:.0%}: p99 with a dead destination ÷ without one {ratio:.2f}, standard error "
-                    f"{error:.0%} (of the rounds {min(ratios):.2f} to {max(ratios):.2f}; at most {MORE_MAX})."
+                    f"{text}, {share:.0%}: p99 with a dead destination ÷ without one {ratio:.2f}, mean with a standard "
+                    f"error of {error:.0%} (of the rounds {min(ratios):.2f} to {max(ratios):.2f}; at most {MORE_MAX})."
                 )
         for side in (alone, dead):
             settle(side)
     ratio, error = mean_ratio(all_ratios)
-    notes.append(f"All rounds of all rows together: {ratio:.2f}, standard error {error:.0%}.")
+    notes.append(f"All rounds of all rows together: {ratio:.2f}, mean with a standard error of {error:.0%}.")
     columns = ["door", "load", "destinations", "events/s", "p50 ms", "p99 ms", "p99.9 ms", "max ms"]
     return Table("latency", "answers at a fixed rate, medians of the rounds", columns, rows, notes, met)
 
@@ -80,9 +80,9 @@ def answered(side: Side, load: Load, rate: float, seconds: float) -> Answers:
 
 
 def mean_ratio(ratios: Sequence[float]) -> tuple[float, float]:
-    """The geometric mean of some ratios, and its standard error as a share of it; 0 of a single one."""
+    """The geometric mean of some ratios, and its standard error as a share of it; that of a single one is unknown."""
     logarithms = [math.log(each) for each in ratios]
-    error = statistics.stdev(logarithms) / math.sqrt(len(logarithms)) if len(logarithms) > 1 else 0.0
+    error = statistics.stdev(logarithms) / math.sqrt(len(logarithms)) if len(logarithms) > 1 else math.nan
     return math.exp(statistics.mean(logarithms)), error
 
 

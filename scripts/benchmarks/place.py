@@ -5,6 +5,7 @@ import itertools
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -108,7 +109,7 @@ class Place:
                 while not select.select([ending], [], [], WATCHED_EVERY_S)[0]:
                     memory = max(memory, memory_mb(process.pid, "VmHWM"))
                     if time.monotonic() - began > DRAIN_MAX_S:
-                        process.kill()
+                        os.kill(process.pid, signal.SIGKILL)  # Popen's own would take its status from us
                 took_s = time.monotonic() - began
                 _, status, usage = os.wait4(process.pid, 0)
                 process.returncode = os.waitstatus_to_exitcode(status)

@@ -1,6 +1,7 @@
 """Which events go into a batch, and when: limits, age, names, damage, and segments that cannot be read."""
 
 import errno
+import gc
 import os
 import subprocess
 import sys
@@ -440,9 +441,11 @@ def test_a_process_without_descriptors_blames_no_segment(bench: Bench, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(os, "open", failing_open(path, errno.EMFILE))
         wait = bench.work()
+    assert gc.isenabled()
     bench.clock.now += wait
     bench.work()
 
+    assert gc.isenabled()
     assert wait < ASIDE_S
     assert bench.destination.ids == wanted
 
