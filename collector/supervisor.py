@@ -40,7 +40,7 @@ LOCKED = 75
 BAD_SETTINGS = 78
 #: glibc keeps what a tick of batches took and gave back, some MB, for the next tick. By itself it gives it back to the
 #: system each time: pages that have to be found and cleared again, a tenth of the worker's work and more in a VM.
-_MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(16 << 20), "MALLOC_MMAP_THRESHOLD_": str(8 << 20)}
+_MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(16 << 20), "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 
 
 class Supervisor:

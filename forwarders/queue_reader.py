@@ -317,7 +317,7 @@ class QueueReader:
 @contextlib.contextmanager
 def _without_collections() -> Iterator[None]:
     """Not to look for garbage while a batch is planned: of events that came alone it is two new tuples for each, in
-    which there is none, and looking at them again and again took a fifth of their way out."""
+    which there is none, and looking at them again and again took a tenth of their way out."""
     if not gc.isenabled():  # another lane plans as well
         yield
         return

@@ -29,7 +29,7 @@ BATCH = 100  # events of a record
 RECORDS = 800  # of a large segment: some 16 MB
 DIFFERENT = 1000  # records of `Place.fill`, then the same again: more apart than zstd looks back
 DRAIN_MAX_S = 600
-WATCHED_EVERY_S = 0.02
+WATCHED_EVERY_MS = 20
 SETTINGS = """
 [spool]
 path = "{base}/spool"
@@ -104,9 +104,10 @@ class Place:
         """
         began, memory = time.monotonic(), 0.0
         with self.flusher("--once") as process:
-            ending = os.pidfd_open(process.pid)
+            ending, wait = os.pidfd_open(process.pid), select.poll()
+            wait.register(ending, select.POLLIN)
             try:
-                while not select.select([ending], [], [], WATCHED_EVERY_S)[0]:
+                while not wait.poll(WATCHED_EVERY_MS):
                     memory = max(memory, memory_mb(process.pid, "VmHWM"))
                     if time.monotonic() - began > DRAIN_MAX_S:
                         os.kill(process.pid, signal.SIGKILL)  # Popen's own would take its status from us
