@@ -127,7 +127,7 @@ class Lane:
         self._delivery: Delivery | None = None
         self._again: tuple[Range, ...] | None = None  # the ranges the next batch must have
         self._repeated = False  # some of the batch may have arrived before
-        self._acked_at = -math.inf
+        self._acked_at = -math.inf  # when the last batch was done
         self._since: float | None = -math.inf  # what lies here at the start has waited for nobody knows how long
         self._gauges = Gauges(self._queue, configured.counters)
         self._resume(cursor)
